@@ -1,0 +1,123 @@
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "bench/throughput.h"
+#include "tools/common/backend.h"
+#include "tools/common/cli.h"
+
+namespace {
+
+using namespace oq;
+
+struct Options {
+  std::string model, backend = "auto";
+  int64_t prompt = 512, decode = 128;
+  int repetitions = 5, threads = 0;
+  bool exact = false, json = false, quiet = false;
+};
+
+struct Report {
+  std::string model, scheme, backend;
+  double bits_per_weight, load_seconds, peak_mib, bandwidth;
+  uint64_t bytes_per_token;
+  std::vector<Throughput> results;
+};
+
+double peak_mib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return double(usage.ru_maxrss) / 1024;
+}
+
+Report measure(const Options& o) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto file = File::open(o.model);
+  Decoder decoder(file, tool::make_backend(o.backend, o.threads),
+                  {.context = std::max(o.prompt, o.decode), .exact = o.exact});
+  const std::chrono::duration<double> load = std::chrono::steady_clock::now() - start;
+  std::vector<ThroughputTest> tests;
+  if (o.prompt > 0) tests.push_back({.decode = false, .tokens = o.prompt});
+  if (o.decode > 0) tests.push_back({.decode = true, .tokens = o.decode});
+  BandwidthProbe probe;
+  Report r{.model = o.model,
+           .scheme = file->metadata().get_or<std::string>("scheme", "w16a16"),
+           .backend = decoder.backend().description() + (o.exact ? ", exact" : ""),
+           .bits_per_weight = linear_bytes(*file, decoder.config()).bits_per_weight(),
+           .load_seconds = load.count(),
+           .peak_mib = 0,
+           .bandwidth = 0,
+           .bytes_per_token = decoder.bytes_per_token(),
+           .results = measure_throughput(decoder, tests, o.repetitions, probe)};
+  r.peak_mib = peak_mib();
+  r.bandwidth = probe.best();
+  return r;
+}
+
+void print_markdown(const Report& r) {
+  tool::print("| model | scheme | bits/weight | backend | test | tokens/s | min | max | GB/s | "
+              "share of read bandwidth |\n|---|---|---|---|---|---|---|---|---|---|\n");
+  for (const Throughput& t : r.results) {
+    const std::string gbs = t.test.decode ? fmt::format("{:.1f}", t.bandwidth() / 1e9) : "";
+    const std::string share = t.test.decode ? fmt::format("{:.2f}", t.bandwidth() / r.bandwidth)
+                                            : "";
+    tool::print(fmt::format("| {} | {} | {:.2f} | {} | {} | {:.1f} | {:.1f} | {:.1f} | {} | {} |\n",
+                            r.model, r.scheme, r.bits_per_weight, r.backend, t.test.name(),
+                            t.median(), t.rates.front(), t.rates.back(), gbs, share));
+  }
+  tool::print(fmt::format("\nread bandwidth {:.1f} GB/s; {:.1f} MB of weights per token; loaded in "
+                          "{:.1f} ms; peak memory with the probe {:.0f} MiB\n",
+                          r.bandwidth / 1e9, double(r.bytes_per_token) / 1e6,
+                          r.load_seconds * 1e3, r.peak_mib));
+}
+
+void print_json(const Report& r) {
+  nlohmann::json results = nlohmann::json::array();
+  for (const Throughput& t : r.results) {
+    results.push_back({{"test", t.test.name()}, {"tokens_per_second", t.median()},
+                       {"rates", t.rates}, {"bytes_per_token", t.bytes_per_token}});
+  }
+  tool::print(nlohmann::json{{"model", r.model}, {"scheme", r.scheme}, {"backend", r.backend},
+                             {"bits_per_weight", r.bits_per_weight},
+                             {"load_seconds", r.load_seconds}, {"peak_mib", r.peak_mib},
+                             {"read_bandwidth", r.bandwidth},
+                             {"weight_bytes_per_token", r.bytes_per_token},
+                             {"results", results}}
+                  .dump() +
+              "\n");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Measures a model's token throughput beside the machine's read bandwidth",
+               "oq-bench");
+  Options o;
+  app.add_option("MODEL", o.model, "a .oq file")->required();
+  app.add_option("-p,--prompt", o.prompt, "tokens of the prefill test (0: none)")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("-n,--decode", o.decode, "tokens of the decode test (0: none)")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("-r,--repetitions", o.repetitions, "runs of each test")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_flag("--exact", o.exact, "fp32 activations and KV cache");
+  tool::add_backend_flag(app, o.backend);
+  tool::add_threads_flag(app, o.threads);
+  tool::add_json_flag(app, o.json);
+  tool::add_quiet_flag(app, o.quiet);
+
+  return tool::run(app, argc, argv, [&] {
+    if (o.prompt == 0 && o.decode == 0) throw tool::usage_error("-p 0 -n 0 leaves nothing to do");
+    const Report report = measure(o);
+    if (o.json) {
+      print_json(report);
+    } else {
+      print_markdown(report);
+    }
+  });
+}

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace oq {
+
+/// What every library of OQ throws. Only a tool's `main` prints it and exits.
+///
+/// `what()` is one line: "where: what (expected E, found F); hint". Empty parts are left out.
+class Error : public std::runtime_error {
+ public:
+  struct Parts {
+    std::string what;          ///< what went wrong
+    std::string where = {};    ///< file, tensor, metadata key: the place to look at
+    std::string expected = {};
+    std::string found = {};
+    std::string hint = {};     ///< what the user can do about it
+  };
+
+  explicit Error(Parts parts) : std::runtime_error(line(parts)), parts_(std::move(parts)) {}
+
+  const Parts& parts() const noexcept { return parts_; }
+
+ private:
+  static std::string line(const Parts& p) {
+    std::string s = p.where.empty() ? p.what : p.where + ": " + p.what;
+    if (!p.expected.empty() && !p.found.empty()) {
+      s += " (expected " + p.expected + ", found " + p.found + ")";
+    } else if (!p.expected.empty()) {
+      s += " (expected " + p.expected + ")";
+    } else if (!p.found.empty()) {
+      s += " (found " + p.found + ")";
+    }
+    if (!p.hint.empty()) s += "; " + p.hint;
+    return s;
+  }
+
+  Parts parts_;
+};
+
+}  // namespace oq

@@ -1,0 +1,225 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+
+#include "format/bytes.h"
+#include "format/crc32c.h"
+#include "format/file_layout.h"
+
+namespace oq {
+namespace {
+
+constexpr const char* kDamaged = "the file is damaged: convert or copy it again";
+
+uint32_t crc_of(const void* p, size_t n) {
+  return crc32c({static_cast<const std::byte*>(p), n});
+}
+
+Packing packing_of(const disk::Entry& e) {
+  return {.bits = e.bits, .five_levels = e.five_levels != 0, .zero_mode = ZeroMode(e.zero_mode),
+          .zero = e.zero, .group = e.group, .weak_columns = e.weak_columns,
+          .weak_bf16 = e.weak_bf16 != 0};
+}
+
+/// Every value of an entry that is not held by its size and place.
+bool plain_values(const disk::Entry& e) {
+  const bool bools = e.five_levels <= 1 && e.weak_bf16 <= 1 && e.zero_mode <= 2;
+  const bool reserved = std::all_of(std::begin(e.reserved), std::end(e.reserved),
+                                    [](uint8_t b) { return b == 0; });
+  const bool kind = e.kind >= uint8_t(Kind::f32) && e.kind <= uint8_t(Kind::packed);
+  const bool name = e.name[0] != '\0' && e.name[sizeof(e.name) - 1] == '\0';
+  return bools && reserved && kind && name;
+}
+
+}  // namespace
+
+std::string_view to_string(Kind kind) {
+  switch (kind) {
+    case Kind::f32: return "f32";
+    case Kind::f16: return "f16";
+    case Kind::bf16: return "bf16";
+    case Kind::bytes: return "bytes";
+    case Kind::packed: return "packed";
+  }
+  return "unknown";
+}
+
+uint64_t TensorInfo::expected_bytes() const {
+  if (kind == Kind::packed) return PackedLayout::of(rows, cols, packing).bytes;
+  const uint64_t size = kind == Kind::f32 ? 4 : kind == Kind::bytes ? 1 : 2;
+  uint64_t n = 0;
+  if (rows == 0 || cols == 0 || !checked_mul(rows, cols, n) || !checked_mul(n, size, n)) {
+    throw Error({.what = "tensor has no usable size", .where = "tensor '" + name + "'",
+                 .found = fmt::format("[{}, {}]", rows, cols), .hint = kDamaged});
+  }
+  return n;
+}
+
+std::shared_ptr<const File> File::open(const std::filesystem::path& path) {
+  std::shared_ptr<File> file(new File);
+  file->path_ = path;
+  file->map();
+  file->read_header();
+  return file;
+}
+
+File::~File() {
+  if (!map_.empty()) munmap(const_cast<std::byte*>(map_.data()), map_.size());
+}
+
+Error File::error(Error::Parts parts) const {
+  parts.where = parts.where.empty() ? path_.string() : path_.string() + ", " + parts.where;
+  return Error(std::move(parts));
+}
+
+void File::map() {
+  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    throw error({.what = std::string("cannot be opened: ") + std::strerror(errno),
+                 .hint = "check the path and its permissions"});
+  }
+  struct stat st {};
+  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size < int64_t(sizeof(disk::Header))) {
+    close(fd);
+    throw error({.what = "is not a .oq file: shorter than its header, or no regular file",
+                 .hint = "make one with oq-convert"});
+  }
+  const auto size = size_t(st.st_size);
+  void* p = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  const int mmap_errno = errno;
+  close(fd);
+  if (p == MAP_FAILED) {
+    throw error({.what = std::string("cannot be mapped: ") + std::strerror(mmap_errno)});
+  }
+  map_ = {static_cast<const std::byte*>(p), size};
+}
+
+void File::read_header() {
+  disk::Header h;
+  std::memcpy(&h, map_.data(), sizeof(h));
+  if (std::memcmp(h.magic, disk::kMagic, sizeof(h.magic)) != 0) {
+    throw error({.what = "is not a .oq file: wrong magic bytes",
+                 .hint = "make one with oq-convert"});
+  }
+  if (h.version_major != kVersionMajor) {
+    throw error({.what = "was written by another version of OQ",
+                 .expected = fmt::format("format {}.x", kVersionMajor),
+                 .found = fmt::format("format {}.{}", h.version_major, h.version_minor),
+                 .hint = h.version_major > kVersionMajor ? "use a newer OQ"
+                                                         : "convert the checkpoint again"});
+  }
+  if (crc_of(&h, sizeof(h) - 4) != h.header_crc) {
+    throw error({.what = "header's checksum is wrong", .hint = kDamaged});
+  }
+  if (h.file_bytes != map_.size()) {
+    throw error({.what = "file has the wrong size", .expected = std::to_string(h.file_bytes),
+                 .found = std::to_string(map_.size()),
+                 .hint = "it was truncated or changed: convert or copy it again"});
+  }
+  uint64_t end = 0;
+  const uint64_t region_end = sizeof(h) + 2 * uint64_t(h.metadata_capacity);
+  const bool in_half = h.metadata_offset == sizeof(h) ||
+                       h.metadata_offset == sizeof(h) + uint64_t(h.metadata_capacity);
+  if (!in_half || h.metadata_bytes > h.metadata_capacity || region_end > h.directory_offset ||
+      !checked_add(h.directory_offset, uint64_t(h.tensor_count) * sizeof(disk::Entry), end) ||
+      end > map_.size() || h.reserved[0] != 0 || h.reserved[1] != 0) {
+    throw error({.what = "header's values do not fit the file", .hint = kDamaged});
+  }
+  const auto metadata = map_.subspan(h.metadata_offset, h.metadata_bytes);
+  const auto directory = map_.subspan(h.directory_offset, end - h.directory_offset);
+  if (crc32c(metadata) != h.metadata_crc || crc32c(directory) != h.directory_crc) {
+    throw error({.what = "checksum of metadata or directory is wrong", .hint = kDamaged});
+  }
+  metadata_ = Metadata::decode(metadata, path_.string() + ", metadata");
+  read_directory(directory, end);
+}
+
+void File::read_directory(std::span<const std::byte> directory, uint64_t data_offset) {
+  const size_t n = directory.size() / sizeof(disk::Entry);
+  tensors_.reserve(n);
+  for (size_t i = 0; i < n; ++i) {
+    disk::Entry e;
+    std::memcpy(&e, directory.data() + i * sizeof(e), sizeof(e));
+    if (!plain_values(e)) {
+      throw error({.what = "directory entry is not one of this format",
+                   .where = fmt::format("entry {}", i),
+                   .hint = "use a newer OQ, or convert the checkpoint again"});
+    }
+    const TensorInfo info{.name = e.name, .kind = Kind(e.kind), .rows = e.rows, .cols = e.cols,
+                          .packing = packing_of(e), .offset = e.offset, .bytes = e.bytes,
+                          .crc = e.crc};
+    uint64_t end = 0;
+    if (!checked_add(e.offset, e.bytes, end) || end > map_.size() || e.offset < data_offset ||
+        e.offset % disk::kTensorAlign != 0 || info.expected_bytes() != e.bytes) {
+      throw error({.what = "tensor's place or size does not fit the file",
+                   .where = "tensor '" + info.name + "'",
+                   .expected = fmt::format("{} bytes inside the data", info.expected_bytes()),
+                   .found = fmt::format("{} bytes at {}", e.bytes, e.offset), .hint = kDamaged});
+    }
+    data_offset = end;  // ascending, so no two overlap
+    tensors_.push_back(info);
+  }
+  for (size_t i = 0; i < n; ++i) {
+    if (!index_.emplace(tensors_[i].name, i).second) {
+      throw error({.what = "two tensors have one name",
+                   .where = "tensor '" + tensors_[i].name + "'", .hint = kDamaged});
+    }
+  }
+  for (const TensorInfo& t : tensors_) {
+    if (t.kind != Kind::packed) continue;
+    const auto weak = packed(t).weak_indices();
+    const bool ascending =
+        std::adjacent_find(weak.begin(), weak.end(), std::greater_equal<>()) == weak.end();
+    if (!ascending || (!weak.empty() && weak.back() >= t.cols)) {
+      throw error({.what = "weak columns are not ascending indices of columns",
+                   .where = "tensor '" + t.name + "'", .hint = kDamaged});
+    }
+  }
+}
+
+const TensorInfo* File::find(std::string_view name) const {
+  const auto it = index_.find(name);
+  return it == index_.end() ? nullptr : &tensors_[it->second];
+}
+
+const TensorInfo& File::tensor(std::string_view name) const {
+  if (const TensorInfo* info = find(name)) return *info;
+  throw error({.what = "tensor is missing", .where = "tensor '" + std::string(name) + "'",
+               .hint = "convert the checkpoint again"});
+}
+
+PackedView File::packed(const TensorInfo& info) const {
+  return {PackedLayout::of(info.rows, info.cols, info.packing), data(info).data()};
+}
+
+void File::verify() const {
+  for (const TensorInfo& info : tensors_) verify(info);
+}
+
+void File::verify(const TensorInfo& info) const {
+  const std::string where = "tensor '" + info.name + "'";
+  const uint32_t crc = crc32c(data(info));
+  if (crc != info.crc) {
+    throw error({.what = "checksum is wrong", .where = where,
+                 .expected = fmt::format("{:08x}", info.crc), .found = fmt::format("{:08x}", crc),
+                 .hint = kDamaged});
+  }
+  if (info.kind != Kind::packed) return;
+  const PackedView view = packed(info);
+  for (uint64_t row = 0; row < info.rows; ++row) {
+    for (uint64_t g = 0; g < view.layout().groups; ++g) {
+      if (std::isfinite(view.scale(row, g))) continue;
+      throw error({.what = "scale is not finite", .where = where,
+                   .found = fmt::format("row {}, group {}", row, g), .hint = kDamaged});
+    }
+  }
+}
+
+}  // namespace oq

@@ -1,0 +1,249 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "format/bytes.h"
+#include "format/crc32c.h"
+#include "format/file_layout.h"
+
+namespace oq {
+namespace {
+
+constexpr uint64_t kHeaderBytes = sizeof(disk::Header);
+
+disk::Entry entry_of(const TensorInfo& t) {
+  disk::Entry e{};
+  t.name.copy(e.name, sizeof(e.name) - 1);
+  e.rows = t.rows;
+  e.cols = t.cols;
+  e.offset = t.offset;
+  e.bytes = t.bytes;
+  e.crc = t.crc;
+  e.kind = uint8_t(t.kind);
+  if (t.kind == Kind::packed) {
+    e.group = t.packing.group;
+    e.weak_columns = t.packing.weak_columns;
+    e.zero = t.packing.zero;
+    e.bits = t.packing.bits;
+    e.five_levels = t.packing.five_levels;
+    e.zero_mode = uint8_t(t.packing.zero_mode);
+    e.weak_bf16 = t.packing.weak_bf16;
+  }
+  return e;
+}
+
+uint64_t directory_offset(uint64_t metadata_room) {
+  return round_up(kHeaderBytes + 2 * metadata_room, 64);
+}
+
+uint64_t data_offset(uint64_t metadata_room, size_t max_tensors) {
+  return round_up(directory_offset(metadata_room) + max_tensors * sizeof(disk::Entry),
+                  disk::kDataAlign);
+}
+
+void seal(disk::Header& h) {
+  h.header_crc = crc32c({reinterpret_cast<const std::byte*>(&h), sizeof(h) - 4});
+}
+
+Error metadata_too_large(const std::filesystem::path& path, size_t bytes, uint64_t room) {
+  return Error({.what = "metadata does not fit its region", .where = path.string(),
+                .expected = fmt::format("at most {} bytes", room),
+                .found = std::to_string(bytes), .hint = "shorten the values"});
+}
+
+/// The whole of `data` at `offset`; false with errno set otherwise.
+bool pwrite_fully(int fd, std::span<const std::byte> data, uint64_t offset) {
+  while (!data.empty()) {
+    const ssize_t n = pwrite(fd, data.data(), data.size(), off_t(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      if (n == 0) errno = ENOSPC;
+      return false;
+    }
+    data = data.subspan(size_t(n));
+    offset += uint64_t(n);
+  }
+  return true;
+}
+
+void sync_folder(const std::filesystem::path& path) {
+  const auto parent = path.parent_path();
+  const int fd = ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;  // the rename has happened; only its durability is left to the system
+  fsync(fd);
+  close(fd);
+}
+
+}  // namespace
+
+Writer::Writer(std::filesystem::path path, size_t max_tensors, size_t metadata_room)
+    : path_(std::move(path)),
+      part_(path_.string() + ".part"),
+      max_tensors_(max_tensors),
+      metadata_room_(round_up(metadata_room, 64)),
+      position_(data_offset(metadata_room_, max_tensors)) {
+  std::error_code ignored;
+  if (std::filesystem::exists(path_, ignored) &&
+      !std::filesystem::is_regular_file(path_, ignored)) {
+    throw Error({.what = "is not a regular file, so it is not replaced", .where = path_.string(),
+                 .hint = "choose another output"});
+  }
+  fd_ = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd_ < 0) throw io_error("cannot be created");
+  if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+    close(fd_);
+    throw Error({.what = "is being written by another process", .where = part_.string(),
+                 .hint = "wait for it to end, or choose another output"});
+  }
+  if (ftruncate(fd_, 0) != 0) {
+    const Error e = io_error("cannot be emptied");
+    close(fd_);
+    throw e;
+  }
+}
+
+Writer::~Writer() {
+  if (fd_ < 0) return;
+  unlink(part_.c_str());
+  close(fd_);
+}
+
+Error Writer::io_error(const std::string& what) const {
+  const int error = errno;
+  const bool full = error == ENOSPC || error == EFBIG || error == EDQUOT;
+  return Error({.what = what + ": " + std::strerror(error), .where = part_.string(),
+                .hint = full ? "free some space or choose another folder; nothing was replaced"
+                             : "check the folder and its permissions; nothing was replaced"});
+}
+
+void Writer::pwrite_all(std::span<const std::byte> data, uint64_t offset) {
+  if (!pwrite_fully(fd_, data, offset)) throw io_error("cannot be written");
+}
+
+void Writer::add(TensorInfo info, std::span<const std::byte> data) {
+  begin(std::move(info));
+  write(data);
+  end();
+}
+
+void Writer::begin(TensorInfo info) {
+  const std::string where = path_.string() + ", tensor '" + info.name + "'";
+  if (open_tensor_ || tensors_.size() == max_tensors_) {
+    throw Error({.what = open_tensor_ ? "the tensor before it was not ended"
+                                      : "more tensors than the directory has room for",
+                 .where = where, .expected = fmt::format("at most {}", max_tensors_)});
+  }
+  if (info.name.empty() || info.name.size() >= sizeof(disk::Entry::name) ||
+      info.name.find('\0') != std::string::npos) {
+    throw Error({.what = "tensor's name cannot be stored", .where = where,
+                 .expected = fmt::format("1..{} bytes", sizeof(disk::Entry::name) - 1),
+                 .found = std::to_string(info.name.size())});
+  }
+  info.offset = round_up(position_, disk::kTensorAlign);
+  info.bytes = info.expected_bytes();
+  info.crc = 0;
+  position_ = info.offset;
+  written_ = 0;
+  open_tensor_ = true;
+  tensors_.push_back(std::move(info));
+}
+
+void Writer::write(std::span<const std::byte> data) {
+  TensorInfo& t = tensors_.back();
+  if (!open_tensor_ || data.size() > t.bytes - written_) {
+    throw Error({.what = "more bytes than the tensor has",
+                 .where = path_.string() + ", tensor '" + t.name + "'",
+                 .expected = std::to_string(t.bytes),
+                 .found = std::to_string(written_ + data.size())});
+  }
+  pwrite_all(data, t.offset + written_);
+  t.crc = crc32c(data, t.crc);
+  written_ += data.size();
+}
+
+void Writer::end() {
+  const TensorInfo& t = tensors_.back();
+  if (!open_tensor_ || written_ != t.bytes) {
+    throw Error({.what = "fewer bytes than the tensor has",
+                 .where = path_.string() + ", tensor '" + t.name + "'",
+                 .expected = std::to_string(t.bytes), .found = std::to_string(written_)});
+  }
+  open_tensor_ = false;
+  position_ = t.offset + t.bytes;
+}
+
+void Writer::finish() {
+  const std::vector<std::byte> encoded = metadata.encode();
+  if (encoded.size() > metadata_room_) {
+    throw metadata_too_large(path_, encoded.size(), metadata_room_);
+  }
+  std::vector<disk::Entry> entries;
+  entries.reserve(tensors_.size());
+  for (const TensorInfo& t : tensors_) entries.push_back(entry_of(t));
+  const auto directory = std::as_bytes(std::span(entries));
+
+  disk::Header h{};
+  std::memcpy(h.magic, disk::kMagic, sizeof(h.magic));
+  h.version_major = kVersionMajor;
+  h.version_minor = kVersionMinor;
+  h.tensor_count = uint32_t(entries.size());
+  h.file_bytes = round_up(position_, disk::kDataAlign);
+  h.metadata_offset = kHeaderBytes;
+  h.metadata_bytes = uint32_t(encoded.size());
+  h.metadata_capacity = uint32_t(metadata_room_);
+  h.metadata_crc = crc32c(encoded);
+  h.directory_offset = directory_offset(metadata_room_);
+  h.directory_crc = crc32c(directory);
+  seal(h);
+
+  if (ftruncate(fd_, off_t(h.file_bytes)) != 0) throw io_error("cannot be extended");
+  pwrite_all(encoded, h.metadata_offset);
+  pwrite_all(directory, h.directory_offset);
+  pwrite_all(std::as_bytes(std::span(&h, 1)), 0);  // last: without it nothing loads
+  if (fsync(fd_) != 0) throw io_error("cannot be flushed to disk");
+  File::open(part_)->verify();
+  if (rename(part_.c_str(), path_.c_str()) != 0) throw io_error("cannot be renamed");
+  close(fd_);
+  fd_ = -1;
+  sync_folder(path_);
+}
+
+void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadata) {
+  File::open(path);  // refuses what is not a sound file
+  const std::vector<std::byte> encoded = metadata.encode();
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  const auto fail = [&](const char* what) {
+    const Error e({.what = std::string(what) + ": " + std::strerror(errno),
+                   .where = path.string(), .hint = "the old metadata is still in force"});
+    if (fd >= 0) close(fd);
+    return e;
+  };
+  disk::Header h;
+  if (fd < 0 || pread(fd, &h, sizeof(h), 0) != ssize_t(sizeof(h))) {
+    throw fail("cannot be opened for writing");
+  }
+  if (encoded.size() > h.metadata_capacity) {
+    close(fd);
+    throw metadata_too_large(path, encoded.size(), h.metadata_capacity);
+  }
+  h.metadata_offset = h.metadata_offset == kHeaderBytes
+                          ? uint32_t(kHeaderBytes) + h.metadata_capacity
+                          : uint32_t(kHeaderBytes);
+  h.metadata_bytes = uint32_t(encoded.size());
+  h.metadata_crc = crc32c(encoded);
+  seal(h);
+  if (!pwrite_fully(fd, encoded, h.metadata_offset) || fsync(fd) != 0) {
+    throw fail("metadata cannot be written");
+  }
+  if (!pwrite_fully(fd, std::as_bytes(std::span(&h, 1)), 0) || fsync(fd) != 0) {
+    throw fail("header cannot be written");
+  }
+  close(fd);
+}
+
+}  // namespace oq

@@ -1,0 +1,93 @@
+#include "format/scheme.h"
+
+#include <charconv>
+
+#include "format/error.h"
+
+namespace oq {
+namespace {
+
+/// Takes literals and numbers off the front of a scheme's text.
+class Cursor {
+ public:
+  explicit Cursor(std::string_view text) : rest_(text) {}
+
+  bool take(std::string_view literal) {
+    if (rest_.substr(0, literal.size()) != literal) return false;
+    rest_.remove_prefix(literal.size());
+    return true;
+  }
+
+  bool number(uint32_t& out) {
+    const char* end = rest_.data() + rest_.size();
+    const auto [stop, ec] = std::from_chars(rest_.data(), end, out);
+    if (ec != std::errc{} || rest_.front() == '0') return false;
+    rest_.remove_prefix(size_t(stop - rest_.data()));
+    return true;
+  }
+
+  /// A width of 2..8 or, as "unquantized", 16.
+  bool bits(int& out) {
+    uint32_t b = 0;
+    if (!number(b) || (b != 16 && (b < 2 || b > 8))) return false;
+    out = int(b);
+    return true;
+  }
+
+  bool done() const { return rest_.empty(); }
+
+ private:
+  std::string_view rest_;
+};
+
+bool parse_into(std::string_view text, Scheme& s) {
+  Cursor c(text);
+  if (!c.take("w") || !c.bits(s.weight_bits)) return false;
+  if (c.take("*")) {
+    s.five_levels = true;
+    if (s.weight_bits != 2) return false;
+  }
+  if (c.take("s")) {
+    s.symmetric = true;
+    if (s.weight_bits == 16) return false;
+  }
+  if (!c.take("a") || !c.bits(s.activation_bits)) return false;
+  if (c.take("t")) {
+    s.per_tensor = true;
+    if (s.activation_bits == 16) return false;
+  }
+  if (c.take("g")) {
+    if (!c.number(s.group) || s.group % 32 != 0 || s.weight_bits == 16) return false;
+  }
+  if (c.take("q") && !c.bits(s.query_bits)) return false;
+  if (c.take("kv") && !c.bits(s.kv_bits)) return false;
+  return c.done();
+}
+
+}  // namespace
+
+Scheme Scheme::parse(std::string_view text) {
+  Scheme s;
+  if (!parse_into(text, s)) {
+    throw Error({.what = "not a scheme",
+                 .expected = "w<B>[*][s]a<B>[t][g<G>][q<B>][kv<B>] with B in 2..8 or 16, * only at "
+                             "2 bits, and G a multiple of 32",
+                 .found = "'" + std::string(text) + "'",
+                 .hint = "write for example w4a16g128, w3a16, w2*a8 or w4a8t"});
+  }
+  return s;
+}
+
+std::string Scheme::str() const {
+  std::string s = "w" + std::to_string(weight_bits);
+  if (five_levels) s += "*";
+  if (symmetric) s += "s";
+  s += "a" + std::to_string(activation_bits);
+  if (per_tensor) s += "t";
+  if (group != 0) s += "g" + std::to_string(group);
+  if (query_bits != 16) s += "q" + std::to_string(query_bits);
+  if (kv_bits != 16) s += "kv" + std::to_string(kv_bits);
+  return s;
+}
+
+}  // namespace oq

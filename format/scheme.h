@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace oq {
+
+/// The one name of a format: `w<B>[*][s] a<B>[t] [g<G>] [q<B>] [kv<B>]`, written together, as in
+/// "w4a16g128", "w3a16", "w2*a8", "w4a8t", "w6a6q6kv6".
+///
+/// `a` is the inputs of the blocks' linears only; embedding and head are not part of a scheme.
+struct Scheme {
+  int weight_bits = 16;        ///< 2..8, or 16 for unquantized
+  bool five_levels = false;    ///< `*`: ABQ's five levels, stored at 2.33 bits; weight_bits is 2
+  bool symmetric = false;      ///< `s`: one constant zero point for the whole tensor
+  int activation_bits = 16;    ///< 2..8, or 16 for unquantized
+  bool per_tensor = false;     ///< `t`: one activation range per forward call instead of per token
+  uint32_t group = 0;          ///< input columns that share a scale; 0 = the whole row
+  int query_bits = 16;         ///< 2..8 or 16
+  int kv_bits = 16;            ///< 2..8 or 16
+
+  bool quantizes_weights() const { return weight_bits < 16; }
+  std::string str() const;
+
+  /// Throws oq::Error on anything but the grammar above.
+  static Scheme parse(std::string_view text);
+
+  friend bool operator==(const Scheme&, const Scheme&) = default;
+};
+
+}  // namespace oq

@@ -1,0 +1,142 @@
+/// Softmax attention over a stretch of cached positions.
+///
+/// Regime: decode (the queries of one KV head's group) and prefill (those of several tokens).
+/// Layout: keys in tiles of 8 positions, so that 8 scores are one vector and no horizontal sum is
+/// needed; values row by row. Work split: the caller gives stretches and merges what they leave
+/// behind. Each key and value is converted once per tile of 4 queries. Every score adds up over
+/// dimensions in ascending order and every output over positions, whatever the tile. Bound:
+/// the cache's bytes at one query, FMA from about 4 on.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/avx2/avx2.h"
+
+namespace oq::cpu::avx2 {
+namespace {
+
+constexpr int kTile = 4;  ///< queries that share one pass over keys and values
+
+/// scores[i][t - begin] = q_i k_t for whole tiles of keys.
+template <class T, int kQueries>
+void score_tiles(const float* q, int64_t head_dim, const T* keys, int64_t begin, int64_t end,
+                 float* scores, int64_t stride) {
+  for (int64_t t = begin; t < end; t += kKeyTile) {
+    const T* tile = keys + t * head_dim;
+    __m256 acc[kQueries];
+    std::fill(acc, acc + kQueries, _mm256_setzero_ps());
+    for (int64_t d = 0; d < head_dim; ++d) {
+      const __m256 key = load_floats(tile + d * kKeyTile);
+#pragma GCC unroll 4
+      for (int i = 0; i < kQueries; ++i) {
+        acc[i] = _mm256_fmadd_ps(key, _mm256_set1_ps(q[i * head_dim + d]), acc[i]);
+      }
+    }
+    for (int i = 0; i < kQueries; ++i) _mm256_storeu_ps(scores + i * stride + t - begin, acc[i]);
+  }
+}
+
+/// Scores become exponentials relative to the largest; those from `live` on become 0.
+void softmax(float* scores, int64_t live, int64_t stride, AttentionPart& part) {
+  std::fill(scores + live, scores + stride, -std::numeric_limits<float>::infinity());
+  __m256 top = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t t = 0; t < stride; t += 8) top = _mm256_max_ps(_mm256_loadu_ps(scores + t), top);
+  alignas(32) float lanes[8];
+  _mm256_store_ps(lanes, top);
+  part.top = *std::max_element(lanes, lanes + 8);
+  __m256 sum = _mm256_setzero_ps();
+  for (int64_t t = 0; t < stride; t += 8) {
+    const __m256 s = _mm256_sub_ps(_mm256_loadu_ps(scores + t), _mm256_set1_ps(part.top));
+    const __m256 p = exp(s);
+    _mm256_storeu_ps(scores + t, p);
+    sum = _mm256_add_ps(sum, p);
+  }
+  part.sum = sum_lanes(sum);
+}
+
+/// out[i][d .. d + 8 kVectors) = sum over t of p[i][t] v[t][d ..].
+template <class T, int kQueries, int kVectors>
+void weigh_values(const float* p, int64_t stride, const T* values, int64_t head_dim, int64_t n,
+                  int64_t d, AttentionPart* parts) {
+  __m256 acc[kQueries][kVectors];
+  for (auto& a : acc) std::fill(a, a + kVectors, _mm256_setzero_ps());
+  for (int64_t t = 0; t < n; ++t) {
+    __m256 v[kVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) v[j] = load_floats(values + t * head_dim + d + 8 * j);
+#pragma GCC unroll 4
+    for (int i = 0; i < kQueries; ++i) {
+      const __m256 weight = _mm256_set1_ps(p[i * stride + t]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) acc[i][j] = _mm256_fmadd_ps(weight, v[j], acc[i][j]);
+    }
+  }
+  for (int i = 0; i < kQueries; ++i) {
+    for (int j = 0; j < kVectors; ++j) _mm256_storeu_ps(parts[i].out + d + 8 * j, acc[i][j]);
+  }
+}
+
+template <class T, int kQueries>
+void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, int64_t end,
+                 const int64_t* visible, float* scores, AttentionPart* parts) {
+  constexpr int kVectors = kQueries == 1 ? 8 : 2;  // kQueries x kVectors accumulators
+  const int64_t stride = (end - begin + kKeyTile - 1) / kKeyTile * kKeyTile;
+  score_tiles<T, kQueries>(q, head_dim, kv.keys, begin, end, scores, stride);
+  int64_t seen = 0;
+  for (int i = 0; i < kQueries; ++i) {
+    const int64_t live = std::clamp<int64_t>(visible[i] - begin, 0, end - begin);
+    seen = std::max(seen, live);
+    if (live > 0) {
+      softmax(scores + i * stride, live, stride, parts[i]);
+    } else {
+      std::fill_n(scores + i * stride, stride, 0.0f);
+      parts[i].top = -std::numeric_limits<float>::infinity();
+      parts[i].sum = 0;
+    }
+  }
+  const T* values = kv.values + begin * head_dim;
+  int64_t d = 0;
+  for (; d + 8 * kVectors <= head_dim; d += 8 * kVectors) {
+    weigh_values<T, kQueries, kVectors>(scores, stride, values, head_dim, seen, d, parts);
+  }
+  for (; d + 8 <= head_dim; d += 8) {
+    weigh_values<T, kQueries, 1>(scores, stride, values, head_dim, seen, d, parts);
+  }
+  for (; d < head_dim; ++d) {
+    for (int i = 0; i < kQueries; ++i) {
+      float sum = 0;
+      for (int64_t t = 0; t < seen; ++t) {
+        sum = std::fma(scores[i * stride + t], to_float(values[t * head_dim + d]), sum);
+      }
+      parts[i].out[d] = sum;
+    }
+  }
+}
+
+template <class T>
+void attend(const float* q, int64_t queries, int64_t head_dim, KvView<T> kv, int64_t begin,
+            int64_t end, const int64_t* visible, float* scores, AttentionPart* parts) {
+  int64_t i = 0;
+  for (; i + kTile <= queries; i += kTile) {
+    attend_tile<T, kTile>(q + i * head_dim, head_dim, kv, begin, end, visible + i, scores,
+                          parts + i);
+  }
+  for (; i < queries; ++i) {
+    attend_tile<T, 1>(q + i * head_dim, head_dim, kv, begin, end, visible + i, scores, parts + i);
+  }
+}
+
+}  // namespace
+
+void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, int64_t begin,
+                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, begin, end, visible, scores, parts);
+}
+
+void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
+                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, begin, end, visible, scores, parts);
+}
+
+}  // namespace oq::cpu::avx2

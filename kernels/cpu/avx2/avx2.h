@@ -1,0 +1,74 @@
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/kernels.h"
+
+/// What the AVX2 kernels share. Only files compiled with -mavx2 -mfma -mf16c include it.
+namespace oq::cpu::avx2 {
+
+inline __m256i load(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+inline __m256 load_floats(const float* p) { return _mm256_loadu_ps(p); }
+inline __m256 load_floats(const f16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline __m256 load_floats(const bf16* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/// Four int8 activations in every lane.
+inline __m256i broadcast4(const int8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, 4);
+  return _mm256_set1_epi32(word);
+}
+
+/// Sum of the lanes, always in the same order.
+inline float sum_lanes(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  s = _mm_add_ss(s, _mm_movehdup_ps(s));
+  return _mm_cvtss_f32(s);
+}
+
+/// e^x to about 2 ulp on [-87, 88]; 0 below, e^88 above. Range reduction by ln 2 in two parts and
+/// a degree-6 Taylor polynomial on [-ln2/2, ln2/2], whose error there is below 1.2e-7.
+inline __m256 exp(__m256 x) {
+  const __m256 low = _mm256_set1_ps(-87.0f);
+  const __m256 tiny = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
+  x = _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(low, x));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693145752f), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(1.42860677e-6f), r);
+  __m256 p = _mm256_set1_ps(1.0f / 720);
+  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+  }
+  const __m256i e = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), e));
+  return _mm256_andnot_ps(tiny, p);
+}
+
+void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
+                  int64_t blocks);
+void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, int64_t tokens,
+                 int64_t begin, int64_t end, MutableRows y);
+void packed_exact(const PackedView& w, Rows x, const float* weak_x, int64_t tokens, int64_t begin,
+                  int64_t end, MutableRows y);
+void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end, MutableRows y);
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y);
+void silu_gate(const float* gate, const float* up, int64_t n, float* y);
+void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, int64_t begin,
+                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts);
+void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
+                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts);
+
+}  // namespace oq::cpu::avx2

@@ -1,0 +1,125 @@
+/// Linears on plain f32, f16 and bf16 weights, and the elementwise ops.
+///
+/// Regime: decode and prefill in tiles of 4 rows x 3 tokens: 12 accumulators, 3 activations and a
+/// weight fill the 16 registers. Layout: rows one after another. Work split: the caller gives
+/// rows. Every output has one accumulator of 8 lanes whatever the tile, so tiles do not change
+/// results. Bound: memory at one token (16 bytes of f16 weights a cycle), FMA beyond.
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/avx2/avx2.h"
+
+namespace oq::cpu::avx2 {
+namespace {
+
+constexpr int kTileRows = 4;
+constexpr int kTileTokens = 3;
+
+template <class T, int kRows, int kTokens>
+void tile(const DenseView& w, Rows x, int64_t row, int64_t token, MutableRows y) {
+  const T* wp = static_cast<const T*>(w.data) + row * w.cols;
+  __m256 acc[kRows][kTokens];
+  for (auto& r : acc) std::fill(r, r + kTokens, _mm256_setzero_ps());
+  const float* xp[kTokens];
+  for (int m = 0; m < kTokens; ++m) xp[m] = x.row(token + m);
+  int64_t k = 0;
+  for (; k + 8 <= w.cols; k += 8) {
+    __m256 v[kTokens];
+#pragma GCC unroll 4
+    for (int m = 0; m < kTokens; ++m) v[m] = _mm256_loadu_ps(xp[m] + k);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 weight = load_floats(wp + r * w.cols + k);
+#pragma GCC unroll 4
+      for (int m = 0; m < kTokens; ++m) acc[r][m] = _mm256_fmadd_ps(weight, v[m], acc[r][m]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int m = 0; m < kTokens; ++m) {
+      float sum = sum_lanes(acc[r][m]);
+      for (int64_t i = k; i < w.cols; ++i) {
+        sum = std::fma(to_float(wp[r * w.cols + i]), xp[m][i], sum);
+      }
+      y.row(token + m)[row + r] = sum;
+    }
+  }
+}
+
+template <class T, int kRows>
+void tokens_of(const DenseView& w, Rows x, int64_t tokens, int64_t row, MutableRows y) {
+  int64_t m = 0;
+  for (; m + kTileTokens <= tokens; m += kTileTokens) {
+    tile<T, kRows, kTileTokens>(w, x, row, m, y);
+  }
+  for (; m < tokens; ++m) tile<T, kRows, 1>(w, x, row, m, y);
+}
+
+template <class T>
+void dense_typed(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end,
+                 MutableRows y) {
+  int64_t n = begin;
+  for (; n + kTileRows <= end; n += kTileRows) tokens_of<T, kTileRows>(w, x, tokens, n, y);
+  for (; n < end; ++n) tokens_of<T, 1>(w, x, tokens, n, y);
+}
+
+}  // namespace
+
+void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end, MutableRows y) {
+  switch (w.type) {
+    case DenseView::Type::f32: return dense_typed<float>(w, x, tokens, begin, end, y);
+    case DenseView::Type::f16: return dense_typed<f16>(w, x, tokens, begin, end, y);
+    case DenseView::Type::bf16: return dense_typed<bf16>(w, x, tokens, begin, end, y);
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
+  __m256 acc = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 v = _mm256_loadu_ps(x + i);
+    acc = _mm256_fmadd_ps(v, v, acc);
+  }
+  float sum = sum_lanes(acc);
+  for (; i < n; ++i) sum = std::fma(x[i], x[i], sum);
+  const float inv = 1.0f / std::sqrt(sum / float(n) + eps);
+  for (i = 0; i < n; ++i) y[i] = x[i] * inv * weight[i];
+}
+
+void silu_gate(const float* gate, const float* up, int64_t n, float* y) {
+  const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 g = _mm256_loadu_ps(gate + i);
+    const __m256 denominator = _mm256_add_ps(one, exp(_mm256_xor_ps(g, sign)));
+    _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_div_ps(g, denominator), _mm256_loadu_ps(up + i)));
+  }
+  for (; i < n; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+const Kernels& table() {
+  static const Kernels kernels = {
+      .name = "avx2",
+      .quantize_row = quantize_row,
+      .packed_int8 = packed_int8,
+      .packed_exact = packed_exact,
+      .dense = dense,
+      .rms_norm = rms_norm,
+      .silu_gate = silu_gate,
+      .attend_f16 = attend_f16,
+      .attend_f32 = attend_f32,
+  };
+  return kernels;
+}
+
+}  // namespace oq::cpu::avx2
+
+namespace oq::cpu {
+
+const Kernels* avx2_kernels() {
+  static const bool usable = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                             __builtin_cpu_supports("f16c");
+  return usable ? &avx2::table() : nullptr;
+}
+
+}  // namespace oq::cpu

@@ -1,0 +1,56 @@
+#include "kernels/cpu/kernels.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <string>
+
+#include "format/error.h"
+
+namespace oq::cpu {
+
+#if !defined(OQ_HAVE_AVX2)
+const Kernels* avx2_kernels() { return nullptr; }
+#endif
+
+void Int8Rows::resize(int64_t rows, int64_t padded_cols) {
+  blocks = padded_cols / kActBlock;
+  codes.resize(size_t(rows * padded_cols));
+  scales.resize(size_t(rows * blocks));
+  sums.resize(size_t(rows * blocks));
+}
+
+std::vector<const Kernels*> available_kernels() {
+  std::vector<const Kernels*> list = {&scalar_kernels()};
+  if (const Kernels* k = avx2_kernels()) list.push_back(k);
+  return list;
+}
+
+const Kernels& best_kernels() {
+  const auto available = available_kernels();
+  const char* wanted = std::getenv("OQ_CPU");
+  if (wanted == nullptr || *wanted == '\0') return *available.back();
+  std::string names;
+  for (const Kernels* k : available) {
+    if (k->name == wanted) return *k;
+    names += (names.empty() ? "" : ", ") + std::string(k->name);
+  }
+  throw Error({.what = "these CPU kernels cannot run here", .where = "environment variable OQ_CPU",
+               .expected = names, .found = wanted, .hint = "unset OQ_CPU"});
+}
+
+void merge(AttentionPart& total, const AttentionPart& part, int64_t head_dim) {
+  if (part.sum == 0.0f) return;  // saw no position
+  if (total.sum == 0.0f) {
+    total.top = part.top;
+    total.sum = part.sum;
+    for (int64_t d = 0; d < head_dim; ++d) total.out[d] = part.out[d];
+    return;
+  }
+  const float top = std::fmax(total.top, part.top);
+  const float a = std::exp(total.top - top), b = std::exp(part.top - top);
+  total.top = top;
+  total.sum = total.sum * a + part.sum * b;
+  for (int64_t d = 0; d < head_dim; ++d) total.out[d] = total.out[d] * a + part.out[d] * b;
+}
+
+}  // namespace oq::cpu

@@ -1,0 +1,131 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "format/half.h"
+#include "format/packed.h"
+
+/// The CPU's kernels: one table of functions per instruction set, chosen at run time. Every
+/// function works on a range of its output, so that the caller decides who computes what; what it
+/// writes does not depend on the range, nor on how many tokens go along, bit for bit.
+namespace oq::cpu {
+
+/// Columns that share one activation scale. It divides every group and every column block.
+constexpr int64_t kActBlock = kBlockCols;
+
+/// Rows of activations as int8: x = scale * code, code in -127..127, one scale per 32 columns.
+/// Padding columns hold 0, so a packed row's padding codes meet zeros.
+struct Int8Rows {
+  int64_t blocks = 0;          ///< per row
+  std::vector<int8_t> codes;   ///< [rows][blocks * 32]
+  std::vector<float> scales;   ///< [rows][blocks]
+  std::vector<float> sums;     ///< [rows][blocks] scale * sum of the block's codes
+
+  void resize(int64_t rows, int64_t padded_cols);
+  const int8_t* row_codes(int64_t m) const { return codes.data() + m * blocks * kActBlock; }
+  const float* row_scales(int64_t m) const { return scales.data() + m * blocks; }
+  const float* row_sums(int64_t m) const { return sums.data() + m * blocks; }
+};
+
+/// A matrix in memory, rows one after another; does not own it.
+struct Rows {
+  const float* data = nullptr;
+  int64_t stride = 0;  ///< floats from one row to the next
+
+  const float* row(int64_t m) const { return data + m * stride; }
+};
+
+struct MutableRows {
+  float* data = nullptr;
+  int64_t stride = 0;
+
+  float* row(int64_t m) const { return data + m * stride; }
+};
+
+/// Weights stored as plain floats, [rows][cols] without padding.
+struct DenseView {
+  enum class Type { f32, f16, bf16 };
+  Type type = Type::f32;
+  const void* data = nullptr;
+  int64_t rows = 0, cols = 0;
+};
+
+/// Positions that one tile of keys holds side by side: scores of 8 positions are one vector.
+constexpr int64_t kKeyTile = 8;
+
+/// One KV head's cache of one sequence. Keys lie in tiles of 8 positions, [tile][head_dim][8], so
+/// that a score needs no horizontal sum; values lie row by row, [position][head_dim].
+template <class T>
+struct KvView {
+  const T* keys = nullptr;
+  const T* values = nullptr;
+};
+
+/// What softmax attention over a stretch of positions leaves behind: the largest score, the sum
+/// of exponentials relative to it, and the weighted sum of values. Two merge into one.
+struct AttentionPart {
+  float top;
+  float sum;
+  float* out;  ///< [head_dim], not divided by `sum`
+};
+
+/// All kernels of one instruction set. Tokens are rows of x; y gets y[m][n] for n in a range.
+struct Kernels {
+  std::string_view name;
+
+  /// One row of n floats into int8 codes; [n, blocks * 32) becomes 0.
+  void (*quantize_row)(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
+                       int64_t blocks);
+
+  /// y[m][8 p .. 8 p + 8) for panels p in [begin, end) and m in [0, tokens), with int8
+  /// activations. Weak columns included: `x` must be 0 there, and `weak_x` [tokens][weak_columns]
+  /// holds what stands there. Rows beyond the tensor's are not written.
+  void (*packed_int8)(const PackedView& w, const Int8Rows& x, const float* weak_x, int64_t tokens,
+                      int64_t begin, int64_t end, MutableRows y);
+
+  /// The same with fp32 activations; x has padded_cols columns, 0 in weak and padding ones.
+  void (*packed_exact)(const PackedView& w, Rows x, const float* weak_x, int64_t tokens,
+                       int64_t begin, int64_t end, MutableRows y);
+
+  /// y[m][n] for n in [begin, end).
+  void (*dense)(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end,
+                MutableRows y);
+
+  /// y = x / sqrt(mean(x^2) + eps) * weight, n values.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+
+  /// y = activation(gate) * up, by name of the activation; n values.
+  void (*silu_gate)(const float* gate, const float* up, int64_t n, float* y);
+
+  /// `queries` queries of one KV head over positions [begin, end) of its cache, begin a multiple
+  /// of 8; query i sees positions below visible[i]. q is [queries][head_dim], scaled by
+  /// 1 / sqrt(head_dim) already. `scores` is scratch, [queries][end - begin rounded up to 8].
+  void (*attend_f16)(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv,
+                     int64_t begin, int64_t end, const int64_t* visible, float* scores,
+                     AttentionPart* parts);
+  void (*attend_f32)(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv,
+                     int64_t begin, int64_t end, const int64_t* visible, float* scores,
+                     AttentionPart* parts);
+};
+
+/// The plain C++ kernels: every CPU has them.
+const Kernels& scalar_kernels();
+
+/// AVX2 + FMA + F16C; nullptr where this build or this CPU has none.
+const Kernels* avx2_kernels();
+
+/// Everything that runs here, slowest first.
+std::vector<const Kernels*> available_kernels();
+
+/// The fastest of them, or the one that the environment variable OQ_CPU names ("scalar", ...).
+/// Throws oq::Error when it names one that cannot run here.
+const Kernels& best_kernels();
+
+/// Adds `part` to `total` (both of head_dim values): the exact rule of online softmax.
+void merge(AttentionPart& total, const AttentionPart& part, int64_t head_dim);
+
+}  // namespace oq::cpu

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace oq {
+
+/// A fixed team of threads for short, frequent parallel loops: a token at 150 tokens/s crosses
+/// some 200 of them a layer stack, so a worker that has just finished spins for a while before it
+/// sleeps. Work goes out in chunks from a shared counter, so a core that somebody else is using
+/// costs only its share; what a chunk computes must not depend on which thread runs it.
+///
+/// One caller at a time. An exception thrown by a chunk is rethrown to the caller once all
+/// threads have stopped.
+class ThreadPool {
+ public:
+  /// `threads` counts the caller; 0 means one per core that this process may use.
+  explicit ThreadPool(int threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return int(workers_.size()) + 1; }
+
+  /// Calls f(begin, end, thread) over [0, n) in chunks of `chunk` (the last may be shorter);
+  /// `thread` is in [0, threads()) and no two calls share one at a time.
+  template <class F>
+  void parallel_for(int64_t n, int64_t chunk, F&& f) {
+    if (n <= 0) return;
+    if (workers_.empty() || n <= chunk) return f(int64_t(0), n, 0);
+    using Fn = std::remove_reference_t<F>;
+    run({.n = n, .chunk = chunk, .context = const_cast<void*>(static_cast<const void*>(&f)),
+         .call = [](void* c, int64_t b, int64_t e, int t) { (*static_cast<Fn*>(c))(b, e, t); }});
+  }
+
+ private:
+  struct Job {
+    int64_t n = 0;
+    int64_t chunk = 1;
+    void* context = nullptr;
+    void (*call)(void*, int64_t, int64_t, int) = nullptr;
+  };
+
+  void run(const Job& job);
+  void work(int thread);
+  void take_chunks(int thread);
+
+  Job job_;
+  std::vector<std::thread> workers_;
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
+  alignas(64) std::atomic<int64_t> next_{0};       ///< first item that nobody has taken
+  alignas(64) std::atomic<uint32_t> generation_{0};  ///< counts jobs; wakes the workers
+  alignas(64) std::atomic<int> busy_{0};           ///< workers that have not finished the job
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace oq

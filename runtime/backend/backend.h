@@ -1,0 +1,106 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "format/file.h"
+#include "format/scheme.h"
+#include "runtime/config.h"
+
+namespace oq {
+
+/// Tokens that go through the decoder together: a prompt's, or one of each of many sequences.
+/// All spans but the last have one element per token, called a row.
+struct Batch {
+  std::span<const int32_t> tokens;
+  std::span<const int32_t> positions;   ///< in its sequence; a row sees positions up to its own
+  std::span<const int32_t> sequences;   ///< slots of the KV cache
+  std::span<const int32_t> logit_rows;  ///< rows whose logits are wanted, ascending
+
+  int64_t rows() const { return int64_t(tokens.size()); }
+};
+
+/// What a backend must make room for.
+struct Plan {
+  ModelConfig config;
+  Scheme scheme;          ///< how activations, queries and the KV cache are quantized
+  int64_t context = 0;    ///< positions per sequence
+  int64_t sequences = 1;
+  int64_t max_rows = 1;   ///< of a batch
+  bool exact = false;     ///< fp32 activations and KV cache
+};
+
+/// Weights in the form that a backend computes with, and activations of up to max_rows rows.
+/// Opaque: only the backend that made one looks inside.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+};
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+};
+
+struct Linear {
+  const Weight* weight = nullptr;
+  const Weight* bias = nullptr;  ///< or none
+};
+
+struct Norm {
+  const Weight* weight = nullptr;
+  float eps = 0;
+};
+
+/// What a decoder is written against. Ops are enqueued in order and may run later; only
+/// `read_logits` waits. Between `begin` calls all shapes but the batch's are the same, so that a
+/// step can be captured once and replayed. One thread at a time. Failures throw oq::Error.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// What runs, for people: "cpu, avx2, 2 threads".
+  virtual std::string description() const = 0;
+
+  /// Must come first, once.
+  virtual void configure(const Plan& plan) = 0;
+  /// The backend keeps `file` alive as long as it needs its bytes.
+  virtual std::unique_ptr<Weight> prepare(std::shared_ptr<const File> file,
+                                          const TensorInfo& info) = 0;
+  virtual std::unique_ptr<Buffer> buffer(int64_t cols) = 0;
+
+  /// Starts a step: tokens, positions and sequences of the rows that the ops below work on.
+  virtual void begin(const Batch& batch) = 0;
+
+  /// x = rows of the table.
+  virtual void embed(const Weight& table, Buffer& x) = 0;
+
+  /// out = [l(norm(x)) for each linear], side by side.
+  virtual void norm_linears(const Norm& norm, const Buffer& x, std::span<const Linear> linears,
+                            Buffer& out) = 0;
+
+  /// Rotates q and k inside qkv = [q | k | v] and appends k and v to the cache of `layer`.
+  virtual void rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv) = 0;
+
+  /// out = softmax(q k / sqrt(head_dim)) v over the row's sequence.
+  virtual void attention(int64_t layer, const Buffer& qkv, Buffer& out) = 0;
+
+  /// out = activation(gate(norm(x))) * up(norm(x)).
+  virtual void norm_gated(const Norm& norm, const Buffer& x, const Linear& gate, const Linear& up,
+                          Activation activation, Buffer& out) = 0;
+
+  /// x += l(in).
+  virtual void linear_residual(const Linear& l, const Buffer& in, Buffer& x) = 0;
+
+  /// Logits of the batch's logit_rows: head(norm(x)).
+  virtual void head(const Norm& norm, const Linear& head, const Buffer& x) = 0;
+
+  /// Logits of logit_rows[i], vocab of them; valid until the next `begin`.
+  virtual std::span<const float> read_logits(int64_t i) = 0;
+};
+
+/// `threads` 0: one per usable core.
+std::unique_ptr<Backend> make_cpu_backend(int threads);
+
+}  // namespace oq

@@ -1,0 +1,246 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/reference/ops.h"
+#include "runtime/backend/backend.h"
+#include "runtime/backend/cpu/attention.h"
+#include "runtime/backend/cpu/kv_cache.h"
+#include "runtime/backend/cpu/linear.h"
+
+namespace oq {
+namespace {
+
+struct CpuBuffer final : Buffer {
+  CpuBuffer(int64_t rows, int64_t cols) : data(size_t(rows * cols)), stride(cols) {}
+
+  cpu::Rows rows() const { return {data.data(), stride}; }
+  cpu::MutableRows rows() { return {data.data(), stride}; }
+
+  std::vector<float> data;
+  int64_t stride;
+};
+
+const CpuWeight& weight_of(const Weight& w) { return static_cast<const CpuWeight&>(w); }
+const CpuBuffer& buffer_of(const Buffer& b) { return static_cast<const CpuBuffer&>(b); }
+CpuBuffer& buffer_of(Buffer& b) { return static_cast<CpuBuffer&>(b); }
+
+/// One row of a table in floats.
+void read_row(const CpuWeight& w, int64_t row, std::span<float> out) {
+  if (w.packed) return w.packed->dequantize_row(uint64_t(row), out);
+  const auto convert = [&](auto type) {
+    using T = decltype(type);
+    const T* from = reinterpret_cast<const T*>(w.data) + row * w.cols();
+    for (size_t i = 0; i < out.size(); ++i) out[i] = to_float(from[i]);
+  };
+  switch (w.info.kind) {
+    case Kind::f16: return convert(f16{});
+    case Kind::bf16: return convert(bf16{});
+    default: return convert(0.0f);
+  }
+}
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads)
+      : kernels_(cpu::best_kernels()), pool_(threads), linears_(pool_, kernels_) {}
+
+  std::string description() const override {
+    return fmt::format("cpu, {}, {} thread{}", kernels_.name, pool_.threads(),
+                       pool_.threads() == 1 ? "" : "s");
+  }
+
+  void configure(const Plan& plan) override {
+    plan_ = plan;
+    cache_ = std::make_unique<CpuKvCache>(plan_);
+    attention_ = std::make_unique<CpuAttention>(pool_, kernels_, plan_.config);
+    normed_ = std::make_unique<CpuBuffer>(plan_.max_rows, plan_.config.hidden);
+  }
+
+  std::unique_ptr<Weight> prepare(std::shared_ptr<const File> file,
+                                  const TensorInfo& info) override {
+    return std::make_unique<CpuWeight>(std::move(file), info);
+  }
+
+  std::unique_ptr<Buffer> buffer(int64_t cols) override {
+    return std::make_unique<CpuBuffer>(plan_.max_rows, cols);
+  }
+
+  void begin(const Batch& batch) override {
+    batch_ = batch;
+    rotations_.clear();
+    runs_.clear();
+    for (int64_t row = 0; row < batch.rows(); ++row) {
+      const auto i = size_t(row);
+      if (row == 0 || batch.sequences[i] != batch.sequences[i - 1]) runs_.push_back(row);
+    }
+    runs_.push_back(batch.rows());
+  }
+
+  void embed(const Weight& table, Buffer& x) override {
+    const CpuWeight& w = weight_of(table);
+    for (int64_t m = 0; m < batch_.rows(); ++m) {
+      read_row(w, batch_.tokens[size_t(m)], {buffer_of(x).rows().row(m), size_t(w.cols())});
+    }
+  }
+
+  void norm_linears(const Norm& norm, const Buffer& x, std::span<const Linear> linears,
+                    Buffer& out) override {
+    norm_rows(norm, buffer_of(x).rows(), batch_.rows());
+    linears_.run(linears, std::as_const(*normed_).rows(), batch_.rows(), block_inputs(), runs_, false,
+                 buffer_of(out).rows());
+  }
+
+  void rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv) override;
+
+  void attention(int64_t layer, const Buffer& qkv, Buffer& out) override {
+    attention_->run(*cache_, layer, batch_, runs_, buffer_of(qkv).rows(), buffer_of(out).rows());
+  }
+
+  void norm_gated(const Norm& norm, const Buffer& x, const Linear& gate, const Linear& up,
+                  Activation activation, Buffer& out) override;
+
+  void linear_residual(const Linear& l, const Buffer& in, Buffer& x) override {
+    linears_.run({&l, 1}, buffer_of(in).rows(), batch_.rows(), block_inputs(), runs_, true,
+                 buffer_of(x).rows());
+  }
+
+  void head(const Norm& norm, const Linear& head, const Buffer& x) override;
+
+  std::span<const float> read_logits(int64_t i) override {
+    const auto vocab = size_t(plan_.config.vocab);
+    return std::span(logits_).subspan(size_t(i) * vocab, vocab);
+  }
+
+ private:
+  InputMode block_inputs() const {
+    return {.exact = plan_.exact, .bits = plan_.scheme.activation_bits,
+            .per_tensor = plan_.scheme.per_tensor};
+  }
+
+  void norm_rows(const Norm& norm, cpu::Rows x, int64_t rows) {
+    const float* weight = weight_of(*norm.weight).floats();
+    const cpu::MutableRows out = normed_->rows();
+    pool_.parallel_for(rows, 8, [&](int64_t begin, int64_t end, int) {
+      for (int64_t m = begin; m < end; ++m) {
+        kernels_.rms_norm(x.row(m), weight, norm.eps, plan_.config.hidden, out.row(m));
+      }
+    });
+  }
+
+  void make_rotations(const CpuWeight& inv_freq);
+  void rotate(float* head, int64_t row) const;
+
+  const cpu::Kernels& kernels_;
+  ThreadPool pool_;
+  LinearRunner linears_;
+  Plan plan_;
+  std::unique_ptr<CpuKvCache> cache_;
+  std::unique_ptr<CpuAttention> attention_;
+  std::unique_ptr<CpuBuffer> normed_;
+  std::vector<float> gate_up_, logits_;
+  Batch batch_;
+  std::vector<int64_t> runs_;      ///< first rows of consecutive rows of one sequence, and the end
+  std::vector<float> rotations_;   ///< [rows][rope_dim / 2] cosines, then as many sines
+};
+
+/// Cosines and sines of the batch's positions, shared by all heads and layers.
+void CpuBackend::make_rotations(const CpuWeight& inv_freq) {
+  const int64_t half = inv_freq.cols();
+  const double factor = plan_.config.rope_attention_factor;
+  rotations_.resize(size_t(2 * batch_.rows() * half));
+  for (int64_t m = 0; m < batch_.rows(); ++m) {
+    float* cosines = rotations_.data() + 2 * m * half;
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = double(batch_.positions[size_t(m)]) * double(inv_freq.floats()[i]);
+      cosines[i] = float(std::cos(angle) * factor);
+      cosines[half + i] = float(std::sin(angle) * factor);
+    }
+  }
+}
+
+void CpuBackend::rotate(float* head, int64_t row) const {
+  const int64_t half = plan_.config.rope_dim / 2;
+  const float* cosines = rotations_.data() + 2 * row * half;
+  const float* sines = cosines + half;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[i + half];
+    head[i] = a * cosines[i] - b * sines[i];
+    head[i + half] = b * cosines[i] + a * sines[i];
+  }
+}
+
+void CpuBackend::rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv) {
+  const ModelConfig& c = plan_.config;
+  if (inv_freq != nullptr && rotations_.empty()) make_rotations(weight_of(*inv_freq));
+  const cpu::MutableRows rows = buffer_of(qkv).rows();
+  const auto quantize = [&](float* head, int bits) {
+    if (bits < 16) reference::fake_quantize({head, size_t(c.head_dim)}, bits);
+  };
+  pool_.parallel_for(batch_.rows(), 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; ++m) {
+      float* q = rows.row(m);
+      float* k = q + c.q_width();
+      float* v = k + c.kv_width();
+      for (int64_t h = 0; h < c.heads + c.kv_heads; ++h) {  // k's heads follow q's
+        float* head = q + h * c.head_dim;
+        if (inv_freq != nullptr) rotate(head, m);
+        quantize(head, h < c.heads ? plan_.scheme.query_bits : plan_.scheme.kv_bits);
+      }
+      for (int64_t h = 0; h < c.kv_heads; ++h) quantize(v + h * c.head_dim, plan_.scheme.kv_bits);
+      cache_->append(layer, batch_.sequences[size_t(m)], batch_.positions[size_t(m)], k, v);
+    }
+  });
+}
+
+void CpuBackend::norm_gated(const Norm& norm, const Buffer& x, const Linear& gate,
+                            const Linear& up, Activation activation, Buffer& out) {
+  const int64_t n = plan_.config.mlp, rows = batch_.rows();
+  const Linear both[] = {gate, up};
+  norm_rows(norm, buffer_of(x).rows(), rows);
+  gate_up_.resize(size_t(2 * n * rows));
+  linears_.run(both, std::as_const(*normed_).rows(), rows, block_inputs(), runs_, false,
+               {gate_up_.data(), 2 * n});
+  const cpu::MutableRows to = buffer_of(out).rows();
+  const auto apply = [&](float (*f)(float), const float* g, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i] = f(g[i]) * g[n + i];
+  };
+  pool_.parallel_for(rows, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; ++m) {
+      const float* g = gate_up_.data() + 2 * n * m;
+      switch (activation) {
+        case Activation::silu: kernels_.silu_gate(g, g + n, n, to.row(m)); break;
+        case Activation::gelu: apply(reference::gelu, g, to.row(m)); break;
+        case Activation::gelu_tanh: apply(reference::gelu_tanh, g, to.row(m)); break;
+        case Activation::relu: apply(reference::relu, g, to.row(m)); break;
+      }
+    }
+  });
+}
+
+void CpuBackend::head(const Norm& norm, const Linear& head, const Buffer& x) {
+  const int64_t hidden = plan_.config.hidden;
+  const auto rows = int64_t(batch_.logit_rows.size());
+  const cpu::Rows from = buffer_of(x).rows();
+  const cpu::MutableRows normed = normed_->rows();
+  const float* weight = weight_of(*norm.weight).floats();
+  for (int64_t i = 0; i < rows; ++i) {
+    kernels_.rms_norm(from.row(batch_.logit_rows[size_t(i)]), weight, norm.eps, hidden,
+                      normed.row(i));
+  }
+  logits_.resize(size_t(rows * plan_.config.vocab));
+  linears_.run({&head, 1}, std::as_const(*normed_).rows(), rows, {.exact = plan_.exact}, {}, false,
+               {logits_.data(), plan_.config.vocab});
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) {
+  return std::make_unique<CpuBackend>(threads);
+}
+
+}  // namespace oq

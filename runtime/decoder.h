@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "runtime/backend/backend.h"
+
+namespace oq {
+
+/// A model that decodes: the weights of one .oq file on one backend, and a KV cache of
+/// `sequences` sequences. Prefill and decode are the same call with more or fewer rows.
+/// One thread at a time. Failures throw oq::Error.
+class Decoder {
+ public:
+  struct Options {
+    int64_t context = 0;    ///< positions per sequence; 0: the model's own, at most 8192
+    int64_t sequences = 1;
+    int64_t max_rows = 256; ///< tokens of one step; `feed` splits what is longer
+    bool exact = false;     ///< fp32 activations and KV cache
+  };
+
+  Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> backend, Options options);
+
+  const ModelConfig& config() const { return plan_.config; }
+  const Backend& backend() const { return *backend_; }
+  int64_t context() const { return plan_.context; }
+  int64_t max_rows() const { return plan_.max_rows; }
+
+  /// One pass of the batch through the model. Rows of one sequence come in ascending positions
+  /// and leave no gap: a row's position is at most the sequence's length so far. A smaller one
+  /// goes back: what came after it is forgotten.
+  void step(const Batch& batch);
+
+  /// The logits that the last step's logit_rows[i] asked for; valid until the next step.
+  std::span<const float> logits(int64_t i = 0) { return backend_->read_logits(i); }
+
+  /// Appends `tokens` to a sequence, in steps of up to max_rows, and returns the logits after the
+  /// last one.
+  std::span<const float> feed(std::span<const int32_t> tokens, int32_t sequence = 0);
+
+  int64_t length(int32_t sequence = 0) const { return lengths_.at(size_t(sequence)); }
+  /// Forgets everything from position `length` on.
+  void truncate(int64_t length, int32_t sequence = 0);
+
+  /// Bytes of weights that one token reads: every tensor once, of the embedding one row.
+  uint64_t bytes_per_token() const { return bytes_per_token_; }
+  /// Bytes of the KV cache that a token at `position` reads.
+  uint64_t kv_bytes(int64_t position) const;
+
+ private:
+  struct Block {
+    Norm attn_norm, mlp_norm;
+    std::vector<Linear> qkv;
+    Linear o, gate, up, down;
+  };
+
+  void check(const Batch& batch);
+  void load_weights();
+  void forward(const Block& block, int64_t layer);
+  const Weight* weight(const std::string& name);
+  Linear linear(const std::string& name, bool bias);
+
+  std::shared_ptr<const File> file_;
+  std::unique_ptr<Backend> backend_;
+  Plan plan_;
+  std::vector<std::unique_ptr<Weight>> weights_;  ///< owns what the pointers below look at
+  const Weight* embedding_ = nullptr;
+  const Weight* inv_freq_ = nullptr;
+  std::vector<Block> blocks_;
+  Norm final_norm_;
+  Linear head_;
+  std::unique_ptr<Buffer> x_, qkv_, attn_, mlp_;
+  std::vector<int64_t> lengths_;
+  uint64_t bytes_per_token_ = 0;
+};
+
+}  // namespace oq

@@ -1,0 +1,129 @@
+#include "runtime/tokenizer/sentencepiece.h"
+
+#include <sentencepiece_processor.h>
+
+#include <cstdio>
+
+#include "runtime/tokenizer/utf8.h"
+
+namespace oq {
+namespace {
+
+constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581 stands for a space in pieces
+constexpr std::string_view kUnknown = " \xE2\x81\x87 ";  // what the library writes for <unk>
+
+std::string byte_piece(int byte) {
+  char text[8];
+  std::snprintf(text, sizeof(text), "<0x%02X>", unsigned(byte));
+  return text;
+}
+
+}  // namespace
+
+SentencePieceTokenizer::SentencePieceTokenizer(const TokenizerData& data, const std::string& where)
+    : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()), extra_(data.tokens) {
+  const SentencePieceModel model = SentencePieceModel::parse(data.model, where);
+  load(model, where);
+  model_size_ = int32_t(model.pieces.size());
+  for (int32_t id = 0; id < model_size_; ++id) {
+    const auto& piece = model.pieces[size_t(id)];
+    if (piece.type == SentencePieceModel::control || piece.type == SentencePieceModel::unknown) {
+      added_.add(piece.text, id, {.type = TokenType::special}, where);
+    }
+  }
+  for (int32_t i = 0; i < extra_.size(); ++i) {
+    const TokenKind kind = extra_.kind(i);
+    if (kind.type == TokenType::special || kind.type == TokenType::added) {
+      added_.add(extra_.bytes(i), model_size_ + i, kind, where);
+    }
+  }
+  for (int b = 0; b < 256; ++b) {
+    byte_ids_[size_t(b)] =
+        model.byte_fallback ? processor_->PieceToId(byte_piece(b)) : processor_->unk_id();
+  }
+  set_ids(data, where);
+}
+
+SentencePieceTokenizer::~SentencePieceTokenizer() = default;
+
+void SentencePieceTokenizer::load(const SentencePieceModel& model, const std::string& where) {
+  escapes_spaces_ = model.escape_whitespaces;
+  adds_space_ = model.add_dummy_prefix;
+  // The library would put the prefix before every run of valid UTF-8, and not only before the
+  // first. Where it also squeezes spaces, only it can do both.
+  SentencePieceModel checked = model;
+  prefix_is_ours_ = model.add_dummy_prefix && !model.remove_extra_whitespaces &&
+                    !model.treat_whitespace_as_suffix;
+  if (prefix_is_ours_) checked.add_dummy_prefix = false;
+  std::string problem;
+  try {
+    const auto status = processor_->LoadFromSerializedProto(checked.serialize());
+    if (!status.ok()) problem = status.ToString();
+  } catch (const std::exception& e) {
+    problem = e.what();
+  }
+  if (!problem.empty()) {
+    throw Error({.what = "sentencepiece refuses the model: " + problem,
+                 .where = where,
+                 .hint = "the file is damaged, or its vocabulary contradicts itself"});
+  }
+}
+
+std::vector<int32_t> SentencePieceTokenizer::encode_pieces(
+    std::span<const TextPiece> pieces) const {
+  std::vector<int32_t> ids;
+  added_.split(
+      pieces, [&](std::string_view text) { encode_part(text, ids); },
+      [&](int32_t id) { ids.push_back(id); });
+  return ids;
+}
+
+void SentencePieceTokenizer::encode_part(std::string_view text, std::vector<int32_t>& ids) const {
+  std::string prefixed;
+  if (prefix_is_ours_) {
+    prefixed.append(" ").append(text);
+    text = prefixed;
+  }
+  std::vector<int> run;
+  while (!text.empty()) {
+    const size_t valid = valid_utf8(text);
+    const auto status = processor_->Encode({text.data(), valid}, &run);
+    if (!status.ok()) throw Error({.what = "sentencepiece failed: " + status.ToString()});
+    ids.insert(ids.end(), run.begin(), run.end());
+    text.remove_prefix(valid);
+    if (!text.empty()) {
+      ids.push_back(byte_ids_[uint8_t(text[0])]);
+      text.remove_prefix(1);
+    }
+  }
+}
+
+std::string SentencePieceTokenizer::token_bytes(int32_t id) const {
+  if (id < 0 || id >= vocab_size()) {
+    throw Error({.what = "no such token",
+                 .expected = "0 to " + std::to_string(vocab_size() - 1),
+                 .found = std::to_string(id)});
+  }
+  if (id >= model_size_) {
+    const int32_t i = id - model_size_;
+    return extra_.kind(i).type == TokenType::special ? std::string() : std::string(extra_.bytes(i));
+  }
+  if (processor_->IsControl(id)) return {};
+  if (processor_->IsUnknown(id)) return std::string(kUnknown);
+  std::string text = processor_->IdToPiece(id);
+  if (processor_->IsByte(id)) return {char(std::stoi(text.substr(3, 2), nullptr, 16))};
+  if (escapes_spaces_) {
+    for (size_t at = 0; (at = text.find(kSpaceMark, at)) != std::string::npos; ++at) {
+      text.replace(at, kSpaceMark.size(), " ");
+    }
+  }
+  return text;
+}
+
+int32_t SentencePieceTokenizer::find_token(std::string_view name) const {
+  if (const int32_t id = added_.find(name); id >= 0) return id;
+  const int32_t id = processor_->PieceToId({name.data(), name.size()});
+  return processor_->IsUnknown(id) ? -1 : id;
+}
+
+}  // namespace oq

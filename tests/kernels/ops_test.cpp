@@ -1,0 +1,422 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/reference/ops.h"
+
+using namespace oq;
+
+namespace {
+
+using Rng = std::mt19937;
+
+std::vector<float> random_floats(Rng& rng, size_t n, float mean = 0.1f, float scale = 1.0f) {
+  std::normal_distribution<float> normal(mean, scale);
+  std::vector<float> v(n);
+  for (float& x : v) x = normal(rng);
+  return v;
+}
+
+/// |a - b| <= atol + rtol |b|, no NaN, and the normalized mean square error: the three ways in
+/// which a kernel can be wrong. Prints the worst place.
+struct Difference {
+  double worst = 0, nmse = 0;
+  size_t at = 0;
+  bool close = true;
+};
+
+Difference compare(const std::vector<float>& a, const std::vector<float>& b, double atol,
+                   double rtol) {
+  REQUIRE(a.size() == b.size());
+  Difference d;
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double diff = std::fabs(double(a[i]) - double(b[i]));
+    if (!(diff <= atol + rtol * std::fabs(double(b[i])))) d.close = false;
+    if (!(diff <= d.worst)) d.worst = diff, d.at = i;
+    error += diff * diff;
+    norm += double(b[i]) * double(b[i]);
+  }
+  d.nmse = error / std::max(norm, 1e-30);
+  return d;
+}
+
+#define CHECK_CLOSE(a, b, atol, rtol, max_nmse)                       \
+  do {                                                                \
+    const Difference difference = compare((a), (b), (atol), (rtol)); \
+    CAPTURE(difference.worst);                                        \
+    CAPTURE(difference.at);                                           \
+    CAPTURE(difference.nmse);                                         \
+    CHECK(difference.close);                                          \
+    CHECK(difference.nmse <= (max_nmse));                             \
+  } while (false)
+
+struct PackedCase {
+  uint64_t rows, cols;
+  Packing packing;
+};
+
+std::vector<PackedCase> packed_cases() {
+  std::vector<PackedCase> list;
+  for (uint8_t bits = 2; bits <= 8; ++bits) {
+    list.push_back({16, 256, {.bits = bits, .group = 128}});
+    list.push_back({27, 173, {.bits = bits, .group = 64}});      // tails of rows, columns, groups
+    list.push_back({9, 576, {.bits = bits, .group = 128}});      // last group half as long
+    list.push_back({8, 96, {.bits = bits}});                     // one group per row
+    list.push_back({5, 33, {.bits = bits, .zero_mode = ZeroMode::constant, .zero = 2,
+                            .group = 32}});
+    list.push_back({11, 160, {.bits = bits, .zero_mode = ZeroMode::i16, .group = 96}});
+    list.push_back({24, 320, {.bits = bits, .group = 64, .weak_columns = 7}});
+    list.push_back({8, 64, {.bits = bits, .weak_columns = 64, .weak_bf16 = true}});
+  }
+  for (uint64_t cols : {96u, 192u, 200u, 31u, 576u}) {
+    list.push_back({13, cols, {.bits = 2, .five_levels = true, .group = 64}});
+    list.push_back({8, cols, {.bits = 2, .five_levels = true, .zero_mode = ZeroMode::constant,
+                              .zero = 2, .weak_columns = 3}});
+  }
+  return list;
+}
+
+PackedBuilder random_packed(Rng& rng, const PackedCase& c, bool extreme) {
+  PackedBuilder b(c.rows, c.cols, c.packing);
+  const auto levels = uint32_t(c.packing.max_code() + 1);
+  std::vector<uint32_t> weak(c.cols);
+  for (uint32_t i = 0; i < c.cols; ++i) weak[i] = i;
+  std::shuffle(weak.begin(), weak.end(), rng);
+  weak.resize(c.packing.weak_columns);
+  std::sort(weak.begin(), weak.end());
+  b.set_weak_indices(weak);
+  std::vector<uint8_t> codes(c.cols);
+  for (uint64_t r = 0; r < c.rows; ++r) {
+    for (auto& q : codes) q = uint8_t(extreme ? levels - 1 : rng() % levels);
+    for (uint32_t w : weak) codes[w] = 0;
+    b.set_codes(r, codes);
+    for (uint32_t i = 0; i < weak.size(); ++i) {
+      b.set_weak_weight(r, i, float(int(rng() % 200) - 90) / 64.0f);
+    }
+    for (uint64_t g = 0; g < b.layout().groups; ++g) {
+      b.set_scale(r, g, to_f16(float(20 + rng() % 50 + 30 * (g + 1 == b.layout().groups)) / 999));
+      const int zero = c.packing.zero_mode == ZeroMode::constant ? c.packing.zero
+                       : c.packing.zero_mode == ZeroMode::i16    ? int(rng() % 41) - 20
+                                                                 : int(rng() % levels);
+      b.set_zero(r, g, zero);
+    }
+  }
+  return b;
+}
+
+/// What the caller of a packed kernel prepares: weak columns taken out, rows padded with zeros.
+struct Activations {
+  std::vector<float> live, weak;
+  cpu::Int8Rows int8;
+  std::vector<float> int8_values;  ///< what the codes stand for, [tokens][cols], weak included
+
+  Activations(const cpu::Kernels& k, const PackedView& w, const std::vector<float>& x,
+              int64_t tokens) {
+    const auto cols = int64_t(w.layout().cols), padded = int64_t(w.layout().padded_cols);
+    const auto indices = w.weak_indices();
+    live.assign(size_t(tokens * padded), 0.0f);
+    int8.resize(tokens, padded);
+    int8_values = x;
+    for (int64_t m = 0; m < tokens; ++m) {
+      float* row = live.data() + m * padded;
+      std::copy_n(x.data() + m * cols, cols, row);
+      for (uint32_t i : indices) {
+        weak.push_back(row[i]);
+        row[i] = 0;
+      }
+      k.quantize_row(row, cols, int8.codes.data() + m * padded,
+                     int8.scales.data() + m * int8.blocks, int8.sums.data() + m * int8.blocks,
+                     int8.blocks);
+      for (int64_t c = 0; c < cols; ++c) {
+        if (std::find(indices.begin(), indices.end(), uint32_t(c)) != indices.end()) continue;
+        int8_values[size_t(m * cols + c)] =
+            float(int8.row_codes(m)[c]) * int8.row_scales(m)[c / cpu::kActBlock];
+      }
+    }
+  }
+};
+
+struct PackedResult {
+  std::vector<float> exact, int8, exact_truth, int8_truth;
+};
+
+PackedResult run_packed(const cpu::Kernels& k, const PackedView& w, const std::vector<float>& x,
+                        int64_t tokens, int64_t split) {
+  const auto& l = w.layout();
+  const auto rows = int64_t(l.rows), cols = int64_t(l.cols), panels = int64_t(l.panels);
+  const Activations a(k, w, x, tokens);
+  PackedResult r;
+  const auto size = size_t(tokens * rows);
+  r.exact.assign(size, NAN);
+  r.int8.assign(size, NAN);
+  r.exact_truth.resize(size);
+  r.int8_truth.resize(size);
+  const cpu::Rows live{a.live.data(), int64_t(l.padded_cols)};
+  for (const auto& [from, to] : {std::pair(int64_t(0), split), std::pair(split, panels)}) {
+    k.packed_exact(w, live, a.weak.data(), tokens, from, to, {r.exact.data(), rows});
+    k.packed_int8(w, a.int8, a.weak.data(), tokens, from, to, {r.int8.data(), rows});
+  }
+  const std::vector<float> dense = reference::dequantize(w);
+  reference::linear(dense, {}, x, tokens, rows, cols, r.exact_truth);
+  reference::linear(dense, {}, a.int8_values, tokens, rows, cols, r.int8_truth);
+  return r;
+}
+
+}  // namespace
+
+TEST_CASE("packed linears equal the reference at every width, shape and zero mode") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    CAPTURE(std::string(k->name));
+    for (const PackedCase& c : packed_cases()) {
+      for (int64_t tokens : {1, 2, 4, 7}) {
+        Rng rng(uint32_t(c.cols * 31 + c.packing.bits + tokens));
+        const PackedBuilder b = random_packed(rng, c, false);
+        const auto x = random_floats(rng, size_t(tokens) * c.cols);
+        const PackedResult r = run_packed(*k, b.view(), x, tokens, int64_t(b.layout().panels / 2));
+        CAPTURE(int(c.packing.bits));
+        CAPTURE(c.packing.five_levels);
+        CAPTURE(c.cols);
+        CAPTURE(tokens);
+        // fp32 sums of up to 576 products of magnitude up to 10 * 255 * 0.1
+        const double atol = 2e-5 * std::sqrt(double(c.cols)) * c.packing.max_code() * 0.1;
+        CHECK_CLOSE(r.exact, r.exact_truth, atol, 1e-5, 1e-11);
+        CHECK_CLOSE(r.int8, r.int8_truth, atol, 1e-5, 1e-11);
+      }
+    }
+  }
+}
+
+TEST_CASE("a token's result does not depend on the tokens beside it, bit for bit") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (const PackedCase& c : packed_cases()) {
+      Rng rng(5);
+      const PackedBuilder b = random_packed(rng, c, false);
+      const auto x = random_floats(rng, 6 * c.cols);
+      const PackedResult all = run_packed(*k, b.view(), x, 6, 0);
+      for (int64_t m = 0; m < 6; ++m) {
+        const std::vector<float> one(x.begin() + m * int64_t(c.cols),
+                                     x.begin() + (m + 1) * int64_t(c.cols));
+        const PackedResult alone = run_packed(*k, b.view(), one, 1, 0);
+        const auto from = size_t(m) * c.rows;
+        REQUIRE(std::equal(alone.exact.begin(), alone.exact.end(), all.exact.begin() + long(from)));
+        REQUIRE(std::equal(alone.int8.begin(), alone.int8.end(), all.int8.begin() + long(from)));
+      }
+    }
+  }
+}
+
+TEST_CASE("int16 sums hold at the largest codes and activations") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (const PackedCase& c : packed_cases()) {
+      for (float sign : {1.0f, -1.0f}) {
+        Rng rng(9);
+        const PackedBuilder b = random_packed(rng, c, true);
+        const std::vector<float> x(c.cols, sign * 3.0f);  // every code is +-127
+        const PackedResult r = run_packed(*k, b.view(), x, 1, 0);
+        const double size = 3.0 * double(c.cols) * c.packing.max_code() * 0.1;
+        CHECK_CLOSE(r.int8, r.int8_truth, 3e-7 * size, 1e-5, 1e-10);
+      }
+    }
+  }
+}
+
+TEST_CASE("a flipped code, scale or zero point is noticed") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    Rng rng(3);
+    const PackedCase c{16, 160, {.bits = 3, .group = 64}};
+    const PackedBuilder b = random_packed(rng, c, false);
+    const auto x = random_floats(rng, 160, 0.5f, 0.3f);
+    const PackedResult good = run_packed(*k, b.view(), x, 1, 0);
+    for (uint64_t at : {uint64_t(7), b.layout().scales_offset + 6, b.layout().zeros_offset + 1}) {
+      std::vector<std::byte> bytes(b.bytes().begin(), b.bytes().end());
+      bytes[at] ^= std::byte(at == 7 ? 1 : 4);
+      const PackedResult bad = run_packed(*k, PackedView(b.layout(), bytes.data()), x, 1, 0);
+      CHECK(compare(bad.exact, good.exact_truth, 1e-4, 1e-5).close == false);
+      CHECK(compare(bad.int8, good.int8_truth, 1e-4, 1e-5).close == false);
+    }
+  }
+}
+
+TEST_CASE("dense linears equal the reference for every type and odd shapes") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (int64_t cols : {1, 7, 8, 64, 173}) {
+      for (int64_t tokens : {1, 3, 5}) {
+        const int64_t rows = 11;
+        Rng rng(uint32_t(cols + tokens));
+        auto w = random_floats(rng, size_t(rows * cols));
+        std::vector<f16> half;
+        std::vector<bf16> brain;
+        for (float v : w) half.push_back(to_f16(v)), brain.push_back(to_bf16(v));
+        const auto x = random_floats(rng, size_t(tokens * cols), 0.3f);
+        const auto check = [&](cpu::DenseView::Type type, const void* data, auto&& values) {
+          for (size_t i = 0; i < w.size(); ++i) w[i] = to_float(values[i]);
+          std::vector<float> y(size_t(tokens * rows), NAN), truth(y.size());
+          const cpu::DenseView view{type, data, rows, cols};
+          k->dense(view, {x.data(), cols}, tokens, 0, 6, {y.data(), rows});
+          k->dense(view, {x.data(), cols}, tokens, 6, rows, {y.data(), rows});
+          reference::linear(w, {}, x, tokens, rows, cols, truth);
+          CHECK_CLOSE(y, truth, 2e-5, 1e-5, 1e-11);
+        };
+        const std::vector<float> copy = w;
+        check(cpu::DenseView::Type::f32, copy.data(), copy);
+        check(cpu::DenseView::Type::f16, half.data(), half);
+        check(cpu::DenseView::Type::bf16, brain.data(), brain);
+      }
+    }
+  }
+}
+
+TEST_CASE("activations round to the nearest code, and bad ones poison their scale") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    Rng rng(1);
+    const auto x = random_floats(rng, 70, -0.4f, 3.0f);
+    std::vector<int8_t> codes(96);
+    std::vector<float> scales(3), sums(3);
+    k->quantize_row(x.data(), 70, codes.data(), scales.data(), sums.data(), 3);
+    for (size_t i = 0; i < 96; ++i) {
+      const float value = i < 70 ? x[i] : 0.0f;
+      CHECK(std::fabs(value - scales[i / 32] * float(codes[i])) <= scales[i / 32] * 0.5001f);
+    }
+    for (size_t b = 0; b < 3; ++b) {
+      int sum = 0;
+      for (size_t i = 0; i < 32; ++i) sum += codes[32 * b + i];
+      CHECK(sums[b] == doctest::Approx(scales[b] * float(sum)));
+    }
+    for (float bad : {NAN, INFINITY, -INFINITY}) {
+      auto y = x;
+      y[40] = bad;
+      k->quantize_row(y.data(), 70, codes.data(), scales.data(), sums.data(), 3);
+      CHECK(std::isfinite(scales[0]));
+      CHECK(std::isnan(scales[1]));
+    }
+    const std::vector<float> zero(32, 0.0f);
+    k->quantize_row(zero.data(), 32, codes.data(), scales.data(), sums.data(), 1);
+    CHECK(scales[0] == 0.0f);
+    CHECK(codes[5] == 0);
+  }
+}
+
+TEST_CASE("norm and gate equal the reference") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (size_t n : {1u, 8u, 37u, 576u}) {
+      Rng rng(uint32_t(n) + 2);
+      const auto x = random_floats(rng, n, 0.5f, 4.0f), w = random_floats(rng, n, 1.0f);
+      std::vector<float> y(n), truth(n);
+      k->rms_norm(x.data(), w.data(), 3e-4f, int64_t(n), y.data());
+      reference::rms_norm(x, w, 3e-4, truth);
+      CHECK_CLOSE(y, truth, 1e-6, 1e-5, 1e-12);
+      k->silu_gate(x.data(), w.data(), int64_t(n), y.data());
+      for (size_t i = 0; i < n; ++i) truth[i] = reference::silu(x[i]) * w[i];
+      CHECK_CLOSE(y, truth, 1e-6, 1e-5, 1e-12);
+    }
+    const std::vector<float> far = {-1000.0f, -90.0f, 90.0f, 1000.0f, 0.0f, -0.0f, 1.0f, -1.0f};
+    std::vector<float> y(8), truth(8), ones(8, 1.0f);
+    k->silu_gate(far.data(), ones.data(), 8, y.data());
+    for (size_t i = 0; i < 8; ++i) truth[i] = reference::silu(far[i]);
+    CHECK_CLOSE(y, truth, 1e-30, 1e-5, 1e-12);
+  }
+}
+
+namespace {
+
+/// A cache of one head in the kernels' layout and in the reference's.
+template <class T>
+struct Cache {
+  std::vector<T> keys, values;
+  std::vector<float> plain_keys, plain_values;
+
+  Cache(Rng& rng, int64_t positions, int64_t dim)
+      : keys(size_t((positions + 7) / 8 * 8 * dim)), values(size_t(positions * dim)) {
+    plain_keys = random_floats(rng, size_t(positions * dim), 0.2f);
+    plain_values = random_floats(rng, size_t(positions * dim), 1.0f);
+    const auto stored = [](float& v) {
+      if constexpr (std::is_same_v<T, float>) return v;
+      const f16 h = to_f16(v);
+      v = to_float(h);
+      if constexpr (!std::is_same_v<T, float>) return h;
+    };
+    for (int64_t t = 0; t < positions; ++t) {
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto i = size_t(t * dim + d);
+        keys[size_t(t / 8 * dim * 8 + d * 8 + t % 8)] = stored(plain_keys[i]);
+        values[i] = stored(plain_values[i]);
+      }
+    }
+  }
+};
+
+template <class T, class Attend>
+void check_attention(Attend attend, int64_t positions, int64_t dim, int64_t queries,
+                     int64_t chunk) {
+  Rng rng(uint32_t(positions * 7 + dim));
+  const Cache<T> cache(rng, positions, dim);
+  auto q = random_floats(rng, size_t(queries * dim), 0.0f, 1.5f);
+  std::vector<int64_t> visible;
+  for (int64_t i = 0; i < queries; ++i) visible.push_back(std::max<int64_t>(1, positions - i * 3));
+  std::vector<float> truth(q.size()), y(q.size());
+  for (int64_t i = 0; i < queries; ++i) {
+    reference::attention(std::span(q).subspan(size_t(i * dim), size_t(dim)), cache.plain_keys,
+                         cache.plain_values, visible[size_t(i)],
+                         std::span(truth).subspan(size_t(i * dim), size_t(dim)));
+  }
+  for (float& v : q) v /= std::sqrt(float(dim));
+  std::vector<float> out(q.size()), scores(size_t(queries * (chunk + 8)));
+  std::vector<cpu::AttentionPart> totals, parts;
+  for (int64_t i = 0; i < queries; ++i) {
+    totals.push_back({0, 0, y.data() + i * dim});
+    parts.push_back({0, 0, out.data() + i * dim});
+  }
+  for (int64_t from = 0; from < positions; from += chunk) {
+    attend(q.data(), queries, dim, cpu::KvView<T>{cache.keys.data(), cache.values.data()}, from,
+           std::min(positions, from + chunk), visible.data(), scores.data(), parts.data());
+    for (size_t i = 0; i < totals.size(); ++i) cpu::merge(totals[i], parts[i], dim);
+  }
+  for (int64_t i = 0; i < queries; ++i) {
+    for (int64_t d = 0; d < dim; ++d) y[size_t(i * dim + d)] /= totals[size_t(i)].sum;
+  }
+  CAPTURE(positions);
+  CAPTURE(dim);
+  CAPTURE(queries);
+  CHECK_CLOSE(y, truth, 1e-5, 1e-4, 1e-10);
+}
+
+}  // namespace
+
+TEST_CASE("attention over stretches, merged, equals the reference") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    CAPTURE(std::string(k->name));
+    for (int64_t positions : {1, 8, 19, 100, 263}) {
+      for (int64_t dim : {4, 20, 64, 128}) {
+        for (int64_t queries : {1, 3, 6}) {
+          check_attention<f16>(k->attend_f16, positions, dim, queries, 64);
+          check_attention<float>(k->attend_f32, positions, dim, queries, 256);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("attention finds the one key that matches") {
+  // One-hot keys and a query of 1e4: the softmax is exactly one-hot, so the output is the value.
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    const int64_t dim = 16, positions = 16;
+    std::vector<float> keys(16 * 16), values(16 * 16), q(16, 0.0f), y(16), scores(16);
+    for (int64_t t = 0; t < positions; ++t) {
+      keys[size_t(t / 8 * dim * 8 + t * 8 + t % 8)] = 1.0f;
+      for (int64_t d = 0; d < dim; ++d) values[size_t(t * dim + d)] = float(100 * t + d);
+    }
+    q[11] = 1e4f;
+    const int64_t visible = positions;
+    cpu::AttentionPart part{0, 0, y.data()};
+    k->attend_f32(q.data(), 1, dim, {keys.data(), values.data()}, 0, positions, &visible,
+                  scores.data(), &part);
+    CHECK(part.sum == 1.0f);
+    for (int64_t d = 0; d < dim; ++d) CHECK(y[size_t(d)] == float(1100 + d));
+  }
+}

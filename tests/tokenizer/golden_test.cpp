@@ -1,0 +1,73 @@
+// Ids against the Python libraries that the vocabularies come with, on golden/tokenizer/, and
+// round trips of whole texts.
+
+#include <doctest/doctest.h>
+
+#include <fmt/format.h>
+
+#include "tests/tokenizer/vocabularies.h"
+#include "tools/convert/json.h"
+
+namespace {
+
+using nlohmann::json;
+using Ids = std::vector<int32_t>;
+
+std::string show(const Ids& ids) { return json(ids).dump(); }
+
+/// Holds one vocabulary to its ids; `parses` where the library recognises special tokens.
+void check_golden(const std::string& name, bool parses) {
+  auto data = oq::test::vocabulary(name);
+  if (!data) return;
+  const bool whole_bytes = name == "gpt2" || name == "llama2";
+  const auto tokenizer = oq::make_tokenizer(std::move(*data), name);
+  const json strings = oq::convert::read_json(oq::test::golden("tokenizer/strings.json"));
+  const json rows = oq::convert::read_json(oq::test::golden("tokenizer/ids_" + name + ".json"));
+  REQUIRE(strings.size() >= 500);
+  REQUIRE(rows.size() == strings.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto text = strings[i].get<std::string>();
+    const Ids ids = rows[i]["ids"].get<Ids>();
+    const Ids plain = rows[i].contains("plain") ? rows[i]["plain"].get<Ids>() : ids;
+    CAPTURE(strings[i].dump());
+    CHECK(show(tokenizer->encode(text, false)) == show(plain));
+    if (parses) CHECK(show(tokenizer->encode(text, true)) == show(ids));
+    if (whole_bytes && text.find("\xE2\x96\x81") == std::string::npos) {
+      CHECK(tokenizer->decode(plain) == text);
+    }
+  }
+}
+
+void check_round_trip(const std::string& name) {
+  auto data = oq::test::vocabulary(name);
+  const auto path = oq::test::data("text/wikitext2-raw.valid.txt");
+  if (!data || !path) return;
+  const auto tokenizer = oq::make_tokenizer(std::move(*data), name);
+  const std::string text = oq::test::read_file(*path);
+  size_t lines = 0, wrong = 0;
+  for (size_t at = 0; at < text.size(); ++lines) {
+    const size_t end = std::min(text.find('\n', at), text.size() - 1) + 1;
+    const std::string line = text.substr(at, end - at);
+    if (tokenizer->decode(tokenizer->encode(line, false)) != line) ++wrong;
+    at = end;
+  }
+  CHECK(lines > 3000);
+  CHECK(wrong == 0);
+  CHECK(tokenizer->decode(tokenizer->encode(text, false)) == text);
+}
+
+}  // namespace
+
+TEST_SUITE("data") {
+  TEST_CASE("ids of SmolLM2 are those of tokenizers") { check_golden("smollm2", true); }
+  TEST_CASE("ids of GPT-2 are those of tokenizers") { check_golden("gpt2", true); }
+  TEST_CASE("ids of Falcon are those of tokenizers") { check_golden("falcon", true); }
+  TEST_CASE("ids of LLaMA-2 are those of sentencepiece") { check_golden("llama2", false); }
+
+  TEST_CASE("WikiText-2 comes back") {
+    check_round_trip("smollm2");
+    check_round_trip("gpt2");
+    check_round_trip("falcon");
+    check_round_trip("llama2");
+  }
+}

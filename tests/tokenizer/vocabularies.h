@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/tokenizer/tokenizer_data.h"
+#include "tests/support.h"
+#include "tools/convert/gguf.h"
+#include "tools/convert/mapped_file.h"
+#include "tools/convert/tokenizer_import.h"
+
+namespace oq::test {
+
+/// The GGUF of SmolLM2 that OQ_SMOLLM2_GGUF names; says so where there is none.
+inline std::optional<std::filesystem::path> smollm2_gguf() {
+  const char* path = std::getenv("OQ_SMOLLM2_GGUF");
+  if (path != nullptr && std::filesystem::exists(path)) return path;
+  std::fprintf(stderr, "SKIPPED: needs OQ_SMOLLM2_GGUF, the path of SmolLM2's GGUF\n");
+  return std::nullopt;
+}
+
+inline TokenizerData gguf_data(const std::filesystem::path& path) {
+  const convert::MappedFile file(path);
+  return convert::import_gguf_tokenizer(convert::GgufFile(file.bytes(), path.string()));
+}
+
+/// A named vocabulary from outside: "smollm2", "gpt2", "falcon", "llama2".
+inline std::optional<TokenizerData> vocabulary(const std::string& name) {
+  if (name == "llama2") {
+    const auto path = data("tokenizers/llama2.tokenizer.model");
+    if (!path) return std::nullopt;
+    TokenizerData d;
+    d.kind = TokenizerData::Kind::sentencepiece;
+    d.model = read_file(*path);
+    d.bos = 1;
+    d.adds_bos = true;
+    d.stop_ids = {2};
+    return d;
+  }
+  const auto path = name == "smollm2" ? smollm2_gguf()
+                    : name == "gpt2"  ? data("tokenizers/ggml-vocab-gpt-2.gguf")
+                                      : data("tokenizers/ggml-vocab-falcon.gguf");
+  return path ? std::optional(gguf_data(*path)) : std::nullopt;
+}
+
+/// Byte-level BPE over all 256 bytes, ids 0..255; then tokens and merges of "ab", "abc", "aa",
+/// "aaaa", " a" and "11"; then added ones.
+inline TokenizerData small_bpe() {
+  TokenizerData d;
+  d.kind = TokenizerData::Kind::bpe;
+  for (int b = 0; b < 256; ++b) d.tokens.add(std::string(1, char(b)), {});
+  for (const char* t : {"ab", "abc", "aa", "aaaa", " a", "11"}) d.tokens.add(t, {});
+  d.merges = {{'a', 'b'}, {256, 'c'}, {'a', 'a'}, {258, 258}, {' ', 'a'}, {'1', '1'}};
+  d.tokens.add("<s>", {.type = TokenType::special});                           // 262
+  d.tokens.add("<s><s>", {.type = TokenType::special});                        // 263
+  d.tokens.add("<tag>", {.type = TokenType::added});                           // 264
+  d.tokens.add("<pad>", {TokenType::special, true, true});                     // 265
+  d.bos = 262;
+  d.stop_ids = {263};
+  return d;
+}
+
+}  // namespace oq::test

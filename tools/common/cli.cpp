@@ -1,0 +1,137 @@
+#include "tools/common/cli.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <thread>
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include "format/error.h"
+
+namespace oq::tool {
+namespace {
+
+constexpr const char* kClearLine = "\r\x1b[K";
+
+/// One printable line, whatever names a hostile file put into the message.
+std::string one_line(std::string_view text) {
+  std::string line(text);
+  for (char& c : line) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
+  }
+  return line;
+}
+
+int fail(const CLI::App& app, std::string_view what) {
+  std::fflush(stdout);
+  fmt::print(stderr, "{}: {}\n", app.get_name(), one_line(what));
+  return 1;
+}
+
+std::string duration(double seconds) {
+  const auto s = int64_t(std::clamp(seconds, 0.0, 1e9) + 0.5);
+  if (s < 60) return fmt::format("{} s", s);
+  if (s < 3600) return fmt::format("{}:{:02}", s / 60, s % 60);
+  return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
+}
+
+}  // namespace
+
+int run(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+  app.set_version_flag("--version", fmt::format("{} {}", app.get_name(), version()));
+  try {
+    app.parse(argc, argv);
+    body();
+    print({});  // what is still buffered must reach its reader for the job to be done
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  } catch (const std::bad_alloc&) {
+    return fail(app, "not enough memory");
+  } catch (const std::exception& e) {
+    return fail(app, e.what());
+  }
+}
+
+CLI::ValidationError usage_error(const std::string& what) { return CLI::ValidationError(what); }
+
+void add_threads_flag(CLI::App& app, int& threads) {
+  threads = std::max(1, int(std::thread::hardware_concurrency()));
+  app.add_option("--threads", threads, "threads to use")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+}
+
+void add_json_flag(CLI::App& app, bool& json) {
+  app.add_flag("--json", json, "print one JSON object on stdout");
+}
+
+void add_quiet_flag(CLI::App& app, bool& quiet) {
+  app.add_flag("--quiet", quiet, "no progress and no notices");
+}
+
+void add_backend_flag(CLI::App& app, std::string& backend) {
+  backend = "auto";
+  app.add_option("--backend", backend, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+}
+
+std::string_view version() { return OQ_VERSION; }
+
+void print(std::string_view text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (!written || std::fflush(stdout) != 0) {
+    throw Error({.what = fmt::format("cannot write: {}", std::strerror(errno)),
+                 .where = "standard output"});
+  }
+}
+
+void notice(bool quiet, std::string_view text) {
+  if (!quiet) fmt::print(stderr, "note: {}\n", one_line(text));
+}
+
+Progress::Progress(std::string job, double total, Unit unit, bool quiet)
+    : job_(std::move(job)),
+      total_(total),
+      unit_(unit),
+      quiet_(quiet),
+      terminal_(isatty(STDERR_FILENO) != 0),
+      start_(Clock::now()),
+      shown_(start_) {}
+
+Progress::~Progress() {
+  if (line_open_) fmt::print(stderr, "{}", kClearLine);
+}
+
+void Progress::advance(double done, std::string_view detail) {
+  done_ += done;
+  const auto interval = terminal_ ? std::chrono::milliseconds(100) : std::chrono::seconds(5);
+  if (quiet_ || Clock::now() - shown_ < interval) return;
+  show(detail, false);
+}
+
+void Progress::finish() {
+  if (!quiet_) show({}, true);
+}
+
+void Progress::show(std::string_view detail, bool last) {
+  shown_ = Clock::now();
+  const double seconds = std::max(1e-3, std::chrono::duration<double>(shown_ - start_).count());
+  const double share = total_ > 0 ? std::min(1.0, done_ / total_) : 1.0;
+  const std::string end = last ? "in " + duration(seconds)
+                               : duration(seconds * (1 - share) / std::max(share, 1e-6)) + " left";
+  fmt::print(stderr, "{}{}: {:3.0f} %, {:.1f} {}, {}{}{}{}", terminal_ ? kClearLine : "", job_,
+             100 * share, done_ / unit_.size / seconds, unit_.rate, end, detail.empty() ? "" : ", ",
+             one_line(detail), terminal_ && !last ? "" : "\n");
+  std::fflush(stderr);
+  line_open_ = terminal_ && !last;
+}
+
+}  // namespace oq::tool

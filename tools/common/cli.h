@@ -1,0 +1,77 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include <CLI/CLI.hpp>
+
+/// What the `main` of every tool shares: flags, exit codes, one line per error, progress.
+namespace oq::tool {
+
+/// Parses the command line and runs `body`. Returns what `main` returns:
+///   0  done, and after --help and --version
+///   1  the job failed: `body` threw, and one line on stderr says why
+///   2  wrong usage: CLI11 refused the arguments, or `body` threw `usage_error(...)`
+/// A full disk and a closed pipe are errors of the write that meets them, not signals.
+int run(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
+
+/// For combinations of flags that CLI11 cannot refuse on its own; throw it from `body`.
+CLI::ValidationError usage_error(const std::string& what);
+
+/// --threads N, by default every core this process may use.
+void add_threads_flag(CLI::App& app, int& threads);
+/// --json: one JSON object on stdout.
+void add_json_flag(CLI::App& app, bool& json);
+/// --quiet: neither progress nor notices.
+void add_quiet_flag(CLI::App& app, bool& quiet);
+/// --backend auto|cpu|cuda
+void add_backend_flag(CLI::App& app, std::string& backend);
+
+/// "0.1.0", the version of the build.
+std::string_view version();
+
+/// Writes to stdout at once. Throws oq::Error when nobody can read it any more (closed pipe, full
+/// disk): a tool that streams must notice.
+void print(std::string_view text);
+
+/// One line on stderr, "note: ...". Nothing when quiet.
+void notice(bool quiet, std::string_view text);
+
+/// How far a long job is: on a terminal one line that is rewritten ten times a second, in a log a
+/// plain line every five seconds and at the end. Not thread-safe.
+class Progress {
+ public:
+  /// `total` in units of work. The rate is shown as units per second divided by `unit_size`:
+  /// {"MB/s", 1e6} for bytes.
+  struct Unit {
+    std::string_view rate;
+    double size = 1;
+  };
+  Progress(std::string job, double total, Unit unit, bool quiet);
+  /// Clears the line of a job that failed, for the message that follows.
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  /// `done` more units; `detail` is what is being worked on now.
+  void advance(double done, std::string_view detail = {});
+  /// The closing line.
+  void finish();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void show(std::string_view detail, bool last);
+
+  std::string job_;
+  double total_;
+  Unit unit_;
+  bool quiet_, terminal_;
+  bool line_open_ = false;
+  double done_ = 0;
+  Clock::time_point start_, shown_;
+};
+
+}  // namespace oq::tool

@@ -1,0 +1,54 @@
+#include "tools/convert/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include "tools/convert/gguf_checkpoint.h"
+#include "tools/convert/hf_folder.h"
+#include "tools/convert/mapped_file.h"
+
+namespace oq::convert {
+
+std::unique_ptr<Checkpoint> Checkpoint::open(const std::filesystem::path& path, bool weights) {
+  std::error_code failed;
+  const auto status = std::filesystem::status(path, failed);
+  if (!std::filesystem::exists(status)) {
+    throw Error({.what = "does not exist",
+                 .where = path.string(),
+                 .hint = "give an HF folder or a GGUF file"});
+  }
+  if (std::filesystem::is_directory(status)) return std::make_unique<HfFolder>(path, weights);
+  if (path.extension() == ".safetensors") {
+    throw Error({.what = "is only the weights of a checkpoint",
+                 .where = path.string(),
+                 .hint = "give the folder that also holds config.json"});
+  }
+  return std::make_unique<GgufCheckpoint>(path);
+}
+
+const SourceTensor* Checkpoint::find(std::string_view name) const {
+  const auto it = index_.find(std::string(name));
+  return it == index_.end() ? nullptr : &tensors_[it->second];
+}
+
+void Checkpoint::add(SourceTensor tensor, const std::string& where) {
+  if (!index_.emplace(tensor.name, tensors_.size()).second) {
+    throw Error({.what = fmt::format("tensor '{}' occurs twice", tensor.name), .where = where});
+  }
+  tensors_.push_back(std::move(tensor));
+}
+
+void Checkpoint::read_rows(const SourceTensor& t, uint64_t row0, uint64_t n, float* out) const {
+  if (t.type == nullptr) {
+    throw Error({.what = "is of a type that cannot be read as weights",
+                 .where = t.name,
+                 .expected = "F32, F16 or BF16",
+                 .found = t.dtype,
+                 .hint = "take a checkpoint in BF16, F16 or F32"});
+  }
+  const uint64_t blocks = t.cols / t.type->block_elements;
+  t.type->dequantize(t.data.data() + row0 * blocks * t.type->block_bytes, n * blocks, out);
+}
+
+void Checkpoint::release(const SourceTensor& tensor) const { MappedFile::release(tensor.data); }
+
+}  // namespace oq::convert
