@@ -69,7 +69,7 @@ class File {
   /// PRECOND: info is of Kind::packed.
   PackedView packed(const TensorInfo& info) const;
 
-  /// Reads every byte: tensor CRCs, finite scales, ascending weak columns.
+  /// Reads every byte: tensor CRCs, finite scales, and zeros wherever nothing is stored.
   void verify() const;
   /// The same for one tensor.
   void verify(const TensorInfo& info) const;
@@ -79,10 +79,12 @@ class File {
   void map();
   void read_header();
   void read_directory(std::span<const std::byte> directory, uint64_t data_offset);
+  void verify_gaps() const;
   Error error(Error::Parts parts) const;
 
   std::filesystem::path path_;
   std::span<const std::byte> map_;
+  std::span<const std::byte> metadata_bytes_, directory_bytes_;
   Metadata metadata_;
   std::vector<TensorInfo> tensors_;
   std::unordered_map<std::string_view, size_t> index_;

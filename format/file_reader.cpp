@@ -132,13 +132,13 @@ void File::read_header() {
       end > map_.size() || h.reserved[0] != 0 || h.reserved[1] != 0) {
     throw error({.what = "header's values do not fit the file", .hint = kDamaged});
   }
-  const auto metadata = map_.subspan(h.metadata_offset, h.metadata_bytes);
-  const auto directory = map_.subspan(h.directory_offset, end - h.directory_offset);
-  if (crc32c(metadata) != h.metadata_crc || crc32c(directory) != h.directory_crc) {
+  metadata_bytes_ = map_.subspan(h.metadata_offset, h.metadata_bytes);
+  directory_bytes_ = map_.subspan(h.directory_offset, end - h.directory_offset);
+  if (crc32c(metadata_bytes_) != h.metadata_crc || crc32c(directory_bytes_) != h.directory_crc) {
     throw error({.what = "checksum of metadata or directory is wrong", .hint = kDamaged});
   }
-  metadata_ = Metadata::decode(metadata, path_.string() + ", metadata");
-  read_directory(directory, end);
+  metadata_ = Metadata::decode(metadata_bytes_, path_.string() + ", metadata");
+  read_directory(directory_bytes_, end);
 }
 
 void File::read_directory(std::span<const std::byte> directory, uint64_t data_offset) {
@@ -200,7 +200,28 @@ PackedView File::packed(const TensorInfo& info) const {
 }
 
 void File::verify() const {
+  verify_gaps();
   for (const TensorInfo& info : tensors_) verify(info);
+}
+
+void File::verify_gaps() const {
+  std::vector<std::span<const std::byte>> used = {map_.first(sizeof(disk::Header)),
+                                                  metadata_bytes_, directory_bytes_};
+  for (const TensorInfo& t : tensors_) used.push_back(data(t));
+  used.push_back(map_.last(0));
+  const std::byte* at = map_.data();
+  for (const auto& part : used) {
+    const auto* stray = std::find_if(at, part.data(), [](std::byte b) { return b != std::byte(0); });
+    if (at < part.data() && stray != part.data()) {
+      const auto offset = size_t(stray - map_.data());
+      const bool edit = offset < size_t(directory_bytes_.data() - map_.data());
+      throw error({.what = "bytes that hold nothing are not zero",
+                   .where = fmt::format("offset {}", offset),
+                   .hint = edit ? "the file is damaged, or an edit was interrupted: repeat it"
+                                : kDamaged});
+    }
+    at = part.data() + part.size();
+  }
 }
 
 void File::verify(const TensorInfo& info) const {

@@ -215,7 +215,8 @@ void Writer::finish() {
 
 void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadata) {
   File::open(path);  // refuses what is not a sound file
-  const std::vector<std::byte> encoded = metadata.encode();
+  std::vector<std::byte> encoded = metadata.encode();
+  const size_t encoded_bytes = encoded.size();
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   const auto fail = [&](const char* what) {
     const Error e({.what = std::string(what) + ": " + std::strerror(errno),
@@ -227,15 +228,17 @@ void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadat
   if (fd < 0 || pread(fd, &h, sizeof(h), 0) != ssize_t(sizeof(h))) {
     throw fail("cannot be opened for writing");
   }
-  if (encoded.size() > h.metadata_capacity) {
+  if (encoded_bytes > h.metadata_capacity) {
     close(fd);
-    throw metadata_too_large(path, encoded.size(), h.metadata_capacity);
+    throw metadata_too_large(path, encoded_bytes, h.metadata_capacity);
   }
+  encoded.resize(h.metadata_capacity);  // with zeros over what an interrupted edit left there
+  const uint32_t old_offset = h.metadata_offset;
   h.metadata_offset = h.metadata_offset == kHeaderBytes
                           ? uint32_t(kHeaderBytes) + h.metadata_capacity
                           : uint32_t(kHeaderBytes);
-  h.metadata_bytes = uint32_t(encoded.size());
-  h.metadata_crc = crc32c(encoded);
+  h.metadata_bytes = uint32_t(encoded_bytes);
+  h.metadata_crc = crc32c(std::span(encoded).first(encoded_bytes));
   seal(h);
   if (!pwrite_fully(fd, encoded, h.metadata_offset) || fsync(fd) != 0) {
     throw fail("metadata cannot be written");
@@ -243,6 +246,8 @@ void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadat
   if (!pwrite_fully(fd, std::as_bytes(std::span(&h, 1)), 0) || fsync(fd) != 0) {
     throw fail("header cannot be written");
   }
+  const std::vector<std::byte> zeros(h.metadata_capacity);
+  if (!pwrite_fully(fd, zeros, old_offset)) throw fail("old metadata cannot be cleared");
   close(fd);
 }
 

@@ -45,9 +45,9 @@ class ChatTemplate {
   std::vector<ChatPiece> render(std::span<const ChatMessage> messages, bool open_answer) const;
 
   /// What follows in `render(messages, open_answer)` on `messages[answered]`, an assistant's whose
-  /// text the model has just written after render(messages[0..answered), true): the end of its turn,
-  /// then the rest. So a cache that holds the conversation so far needs only this. The texts of
-  /// the two renderings, with answer_lead() and the answer (trimmed where the template trims)
+  /// text the model has just written after render(messages[0..answered), true): the end of its
+  /// turn, then the rest. So a cache that holds the conversation so far needs only this. The texts
+  /// of the two renderings, with answer_lead() and the answer (trimmed where the template trims)
   /// between them, make the full one.
   std::vector<ChatPiece> render_next(std::span<const ChatMessage> messages, size_t answered,
                                      bool open_answer) const;
@@ -75,15 +75,15 @@ class ChatTemplate {
                    std::vector<ChatPiece>& out) const;
 
   std::string_view name_;
-  std::string_view start_;            ///< once, before everything
+  std::string_view start_;  ///< once, before everything
   Turn system_, user_, assistant_;
-  std::string_view answer_open_;      ///< `assistant_.open` up to where the model takes over
-  std::string_view answer_lead_;      ///< and the rest of it
-  std::string_view default_system_;   ///< used where the conversation has no system message
-  bool always_system_ = false;        ///< there is a system turn even with no text for it
-  bool system_in_user_ = false;       ///< the system message stands inside the first user's turn
+  std::string_view answer_open_;     ///< `assistant_.open` up to where the model takes over
+  std::string_view answer_lead_;     ///< and the rest of it
+  std::string_view default_system_;  ///< used where the conversation has no system message
+  bool always_system_ = false;       ///< there is a system turn even with no text for it
+  bool system_in_user_ = false;      ///< the system message stands inside the first user's turn
   bool bos_first_ = false;
-  bool trims_ = false;                ///< messages lose the white space around them
+  bool trims_ = false;  ///< messages lose the white space around them
   std::vector<std::string_view> stop_tokens_, stop_strings_;
 };
 

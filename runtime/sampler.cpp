@@ -1,6 +1,7 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <string>
@@ -12,16 +13,27 @@
 namespace oq {
 namespace {
 
+/// 1 / k!
+constexpr std::array<double, 15> kInverseFactorials = [] {
+  std::array<double, 15> c{};
+  double factorial = 1;
+  for (size_t k = 0; k < c.size(); ++k) {
+    if (k > 0) factorial *= double(k);
+    c[k] = 1 / factorial;
+  }
+  return c;
+}();
+
 /// exp(x) for x <= 0 from IEEE operations alone, so that it is the same everywhere, unlike the
 /// C library's; relative error below 1e-15. x = n ln 2 + r, then Taylor's series of exp(r).
 double portable_exp(double x) {
   if (x < -700) return 0;
   constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  const double n = std::floor(x * 0x1.71547652b82fep0 + 0.5);
-  const double r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= ln 2 / 2
-  double sum = 1;
-  for (int k = 14; k > 0; --k) sum = 1 + sum * r / k;
-  return sum * std::bit_cast<double>(uint64_t(1023 + int64_t(n)) << 52);
+  const int64_t n = int64_t(x * 0x1.71547652b82fep0 - 0.5);  // truncation rounds, as x <= 0
+  const double r = (x - double(n) * kLn2High) - double(n) * kLn2Low;  // |r| <= ln 2 / 2
+  double sum = 0;
+  for (size_t k = kInverseFactorials.size(); k-- > 0;) sum = sum * r + kInverseFactorials[k];
+  return sum * std::bit_cast<double>(uint64_t(1023 + n) << 52);
 }
 
 void require(bool holds, const char* name, const char* expected, double found) {

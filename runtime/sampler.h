@@ -21,12 +21,12 @@ class Random {
 
 /// The defaults change nothing about the model's own distribution.
 struct SamplerParams {
-  double temperature = 1;     ///< 0 = greedy: the largest logit
-  int64_t top_k = 0;          ///< keep the k most likely tokens; 0 = all
-  double top_p = 1;           ///< keep the fewest likeliest tokens that come to this probability
-  double min_p = 0;           ///< drop tokens less likely than this share of the likeliest one
-  double repeat_penalty = 1;  ///< > 1 makes tokens of the window less likely
-  int64_t repeat_window = 64; ///< how many of the last tokens the penalty looks at
+  double temperature = 1;      ///< 0 = greedy: the largest logit
+  int64_t top_k = 0;           ///< keep the k most likely tokens; 0 = all
+  double top_p = 1;            ///< keep the fewest likeliest tokens that come to this probability
+  double min_p = 0;            ///< drop tokens less likely than this share of the likeliest one
+  double repeat_penalty = 1;   ///< > 1 makes tokens of the window less likely
+  int64_t repeat_window = 64;  ///< how many of the last tokens the penalty looks at
   uint64_t seed = 0;
 
   /// Throws oq::Error naming the value that makes no sense.

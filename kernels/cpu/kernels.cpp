@@ -13,9 +13,9 @@ const Kernels* avx2_kernels() { return nullptr; }
 #endif
 
 void Int8Rows::resize(int64_t rows, int64_t padded_cols) {
-  blocks = padded_cols / kActBlock;
+  blocks = padded_cols / kBlockCols;
   codes.resize(size_t(rows * padded_cols));
-  scales.resize(size_t(rows * blocks));
+  scales.resize(size_t(rows * blocks * 2));
   sums.resize(size_t(rows * blocks));
 }
 

@@ -14,20 +14,25 @@
 /// writes does not depend on the range, nor on how many tokens go along, bit for bit.
 namespace oq::cpu {
 
-/// Columns that share one activation scale. It divides every group and every column block.
-constexpr int64_t kActBlock = kBlockCols;
+/// Columns that share one activation scale: half a column block. Against one scale for 32 columns
+/// it halves what rounding costs in perplexity, for 7 % of a kernel's instructions (docs/kernels.md).
+constexpr int64_t kActCols = 16;
 
-/// Rows of activations as int8: x = scale * code, code in -127..127, one scale per 32 columns.
+/// Rows of activations as int8: x = scale * code, code in -127..127, one scale per 16 columns.
 /// Padding columns hold 0, so a packed row's padding codes meet zeros.
 struct Int8Rows {
-  int64_t blocks = 0;          ///< per row
+  int64_t blocks = 0;          ///< of 32 columns, per row
   std::vector<int8_t> codes;   ///< [rows][blocks * 32]
-  std::vector<float> scales;   ///< [rows][blocks]
-  std::vector<float> sums;     ///< [rows][blocks] scale * sum of the block's codes
+  std::vector<float> scales;   ///< [rows][blocks * 2]
+  std::vector<float> sums;     ///< [rows][blocks] sum of scale * code over the block
 
+  /// PRECOND: padded_cols is a multiple of 32.
   void resize(int64_t rows, int64_t padded_cols);
-  const int8_t* row_codes(int64_t m) const { return codes.data() + m * blocks * kActBlock; }
-  const float* row_scales(int64_t m) const { return scales.data() + m * blocks; }
+  int8_t* row_codes(int64_t m) { return codes.data() + m * blocks * kBlockCols; }
+  float* row_scales(int64_t m) { return scales.data() + m * blocks * 2; }
+  float* row_sums(int64_t m) { return sums.data() + m * blocks; }
+  const int8_t* row_codes(int64_t m) const { return codes.data() + m * blocks * kBlockCols; }
+  const float* row_scales(int64_t m) const { return scales.data() + m * blocks * 2; }
   const float* row_sums(int64_t m) const { return sums.data() + m * blocks; }
 };
 
@@ -77,7 +82,8 @@ struct AttentionPart {
 struct Kernels {
   std::string_view name;
 
-  /// One row of n floats into int8 codes; [n, blocks * 32) becomes 0.
+  /// One row of n floats into a row of Int8Rows; codes [n, blocks * 32) become 0. A NaN or an
+  /// infinity makes the scale of its columns a NaN.
   void (*quantize_row)(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
                        int64_t blocks);
 

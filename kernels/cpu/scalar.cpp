@@ -13,26 +13,33 @@ namespace {
 
 constexpr int64_t kLanes = kPanelRows;
 
+/// 16 columns from x, of which `live` are there; returns scale * sum of codes.
+float quantize_columns(const float* x, int64_t live, int8_t* codes, float& scale) {
+  float top = 0, poison = 0;  // a NaN or Inf makes the scale a NaN, so that it is seen later
+  for (int64_t k = 0; k < live; ++k) {
+    top = std::max(top, std::fabs(x[k]));
+    poison += x[k] * 0.0f;
+  }
+  scale = top / 127.0f + poison;
+  const float inv = top > 0 ? 127.0f / top : 0.0f;
+  int sum = 0;
+  for (int64_t k = 0; k < kActCols; ++k) {
+    const float v = k < live ? std::nearbyint(x[k] * inv) : 0.0f;
+    const int code = std::fabs(v) <= 127.0f ? int(v) : 0;
+    codes[k] = int8_t(code);
+    sum += code;
+  }
+  return scale * float(sum);
+}
+
 void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
                   int64_t blocks) {
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = b * kActBlock, last = std::min(n, first + kActBlock);
-    float top = 0, poison = 0;  // a NaN or Inf makes the scale a NaN, so that it is seen later
-    for (int64_t k = first; k < last; ++k) {
-      top = std::max(top, std::fabs(x[k]));
-      poison += x[k] * 0.0f;
+    sums[b] = 0;
+    for (int64_t h = 2 * b; h < 2 * b + 2; ++h) {
+      const int64_t first = h * kActCols, live = std::clamp<int64_t>(n - first, 0, kActCols);
+      sums[b] += quantize_columns(x + first, live, codes + first, scales[h]);
     }
-    const float scale = top / 127.0f + poison;
-    const float inv = top > 0 ? 127.0f / top : 0.0f;
-    int sum = 0;
-    for (int64_t k = first; k < first + kActBlock; ++k) {
-      const float v = k < last ? std::nearbyint(x[k] * inv) : 0.0f;
-      const int code = std::fabs(v) <= 127.0f ? int(v) : 0;
-      codes[k] = int8_t(code);
-      sum += code;
-    }
-    scales[b] = scale;
-    sums[b] = scale * float(sum);
   }
 }
 
@@ -132,13 +139,15 @@ void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, in
           w, p,
           [&](const uint8_t (*codes)[kLanes], int64_t k, const float*) {
             const int8_t* q = x.row_codes(m) + k;
-            int32_t dot[kLanes] = {};
-            for (int64_t i = 0; i < kBlockCols; ++i) {
-              for (int64_t r = 0; r < kLanes; ++r) dot[r] += int32_t(codes[i][r]) * q[i];
+            for (int64_t first : {int64_t(0), kActCols}) {
+              int32_t dot[kLanes] = {};
+              for (int64_t i = first; i < first + kActCols; ++i) {
+                for (int64_t r = 0; r < kLanes; ++r) dot[r] += int32_t(codes[i][r]) * q[i];
+              }
+              const float s = x.row_scales(m)[(k + first) / kActCols];
+              for (int64_t r = 0; r < kLanes; ++r) group_acc[r] += s * float(dot[r]);
             }
-            const float s = x.row_scales(m)[k / kActBlock];
-            for (int64_t r = 0; r < kLanes; ++r) group_acc[r] += s * float(dot[r]);
-            x_sum += x.row_sums(m)[k / kActBlock];
+            x_sum += x.row_sums(m)[k / kBlockCols];
           },
           [&](int64_t, const float* scale, const float* zero) {
             for (int64_t r = 0; r < kLanes; ++r) {

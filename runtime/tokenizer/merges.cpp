@@ -36,7 +36,7 @@ MergeTable::MergeTable(std::vector<Merge> merges, const Vocabulary& vocabulary,
   };
   std::string joined;
   for (size_t i = 0; i < merges_.size(); ++i) {
-    const auto [left, right] = merges_[i];
+    const int32_t left = merges_[i].left, right = merges_[i].right;
     const auto error = [&](const char* what) {
       return Error({.what = "merge " + std::to_string(i) + what,
                     .where = where,

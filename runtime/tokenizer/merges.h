@@ -47,8 +47,8 @@ class MergeTable {
   void push(Scratch& scratch, int32_t left) const;
 
   std::vector<Merge> merges_;
-  std::vector<int32_t> results_;   ///< the token that each merge makes
-  std::vector<uint32_t> slots_;    ///< open addressing, a power of two; kNone = free
+  std::vector<int32_t> results_;  ///< the token that each merge makes
+  std::vector<uint32_t> slots_;   ///< open addressing, a power of two; kNone = free
 };
 
 }  // namespace oq

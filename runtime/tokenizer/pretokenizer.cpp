@@ -44,8 +44,7 @@ class Pretokenizer::Pattern {
                              (utf ? PCRE2_UTF | PCRE2_UCP : PCRE2_NEVER_UTF | PCRE2_NEVER_UCP);
     int code = 0;
     PCRE2_SIZE at = 0;
-    code_.reset(
-        pcre2_compile(units(source_), source_.size(), options, &code, &at, context.get()));
+    code_.reset(pcre2_compile(units(source_), source_.size(), options, &code, &at, context.get()));
     if (!code_) {
       throw Error({.what = "pre-tokenizer pattern does not compile: " + message(code) +
                            " at offset " + std::to_string(at),

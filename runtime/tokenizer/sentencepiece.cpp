@@ -1,8 +1,8 @@
 #include "runtime/tokenizer/sentencepiece.h"
 
-#include <sentencepiece_processor.h>
-
 #include <cstdio>
+
+#include <sentencepiece_processor.h>
 
 #include "runtime/tokenizer/utf8.h"
 

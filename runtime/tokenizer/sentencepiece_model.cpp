@@ -16,8 +16,7 @@ constexpr uint32_t kText = 1, kScore = 2, kType = 3;
 constexpr uint32_t kModelType = 3, kVocabSize = 4, kWhitespaceSuffix = 24, kByteFallback = 35,
                    kUnkId = 40, kBosId = 41, kEosId = 42, kPadId = 43, kUnkPiece = 45,
                    kBosPiece = 46, kEosPiece = 47;
-constexpr uint32_t kName = 1, kCharsMap = 2, kDummyPrefix = 3, kRemoveSpaces = 4,
-                   kEscapeSpaces = 5;
+constexpr uint32_t kName = 1, kCharsMap = 2, kDummyPrefix = 3, kRemoveSpaces = 4, kEscapeSpaces = 5;
 }  // namespace field
 
 enum Wire : uint32_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
@@ -31,8 +30,8 @@ class MessageReader {
 
   uint32_t number = 0;
   Wire wire = kVarint;
-  uint64_t value = 0;        ///< of a varint or a fixed field
-  std::string_view bytes;    ///< of a length-delimited field
+  uint64_t value = 0;      ///< of a varint or a fixed field
+  std::string_view bytes;  ///< of a length-delimited field
 
   bool next() {
     if (in_.left() == 0) return false;
@@ -41,15 +40,22 @@ class MessageReader {
     wire = Wire(key & 7);
     if (number == 0 || key >> 32 != 0) throw damaged("a field without a number");
     switch (wire) {
-      case kVarint: value = varint(); break;
-      case kFixed64: value = in_.read<uint64_t>(); break;
-      case kFixed32: value = in_.read<uint32_t>(); break;
+      case kVarint:
+        value = varint();
+        break;
+      case kFixed64:
+        value = in_.read<uint64_t>();
+        break;
+      case kFixed32:
+        value = in_.read<uint32_t>();
+        break;
       case kBytes: {
         const auto part = in_.take(varint());
         bytes = {reinterpret_cast<const char*>(part.data()), part.size()};
         break;
       }
-      default: throw damaged("wire type " + std::to_string(wire));
+      default:
+        throw damaged("wire type " + std::to_string(wire));
     }
     return true;
   }

@@ -13,7 +13,14 @@ namespace oq {
 /// Protobuf's wire format is read and written here by hand, so that the library never sees a byte
 /// of a file: it gets what `serialize` makes of checked values.
 struct SentencePieceModel {
-  enum Type : int32_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
+  enum Type : int32_t {
+    normal = 1,
+    unknown = 2,
+    control = 3,
+    user_defined = 4,
+    unused = 5,
+    byte = 6
+  };
   enum Algorithm : int32_t { unigram = 1, bpe = 2 };
 
   struct Piece {
@@ -24,11 +31,11 @@ struct SentencePieceModel {
 
   std::vector<Piece> pieces;
   Algorithm algorithm = unigram;
-  bool byte_fallback = false;               ///< characters without a piece become <0xNN> pieces
+  bool byte_fallback = false;  ///< characters without a piece become <0xNN> pieces
   bool treat_whitespace_as_suffix = false;
-  bool add_dummy_prefix = true;             ///< a text gets a space before it
+  bool add_dummy_prefix = true;  ///< a text gets a space before it
   bool remove_extra_whitespaces = true;
-  bool escape_whitespaces = true;           ///< spaces are written U+2581 in pieces
+  bool escape_whitespaces = true;  ///< spaces are written U+2581 in pieces
   std::string bos_piece = "<s>", eos_piece = "</s>";
 
   /// The id of a piece by its text, or -1; looks at every piece.

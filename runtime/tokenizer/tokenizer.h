@@ -53,8 +53,8 @@ class Tokenizer {
   /// by token does, is the concatenation of `token_bytes` and keeps its first space.
   std::string decode(std::span<const int32_t> ids) const;
 
-  int32_t bos() const { return bos_; }             ///< -1 where there is none
-  bool adds_bos() const { return adds_bos_; }      ///< a sequence starts with BOS
+  int32_t bos() const { return bos_; }         ///< -1 where there is none
+  bool adds_bos() const { return adds_bos_; }  ///< a sequence starts with BOS
   std::span<const int32_t> stop_ids() const { return stop_ids_; }
 
   /// The tokenizer inside a .oq file; throws oq::Error when there is none or it is damaged.

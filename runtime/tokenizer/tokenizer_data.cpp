@@ -63,8 +63,8 @@ std::vector<std::byte> TokenizerData::encode_tokens(const Vocabulary& tokens) {
   out.write(uint32_t(tokens.size()));
   for (int32_t id = 0; id < tokens.size(); ++id) {
     const TokenKind kind = tokens.kind(id);
-    out.write(uint8_t(uint8_t(kind.type) | (kind.lstrip ? kLstrip : 0) |
-                      (kind.rstrip ? kRstrip : 0)));
+    out.write(
+        uint8_t(uint8_t(kind.type) | (kind.lstrip ? kLstrip : 0) | (kind.rstrip ? kRstrip : 0)));
     out.write_string<uint32_t>(tokens.bytes(id));
   }
   return out.bytes();

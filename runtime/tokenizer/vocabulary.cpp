@@ -30,8 +30,8 @@ void Vocabulary::index(const std::string& where) {
     size_t slot = std::hash<std::string_view>()(token) & mask;
     for (; slots_[slot] >= 0; slot = (slot + 1) & mask) {
       if (bytes(slots_[slot]) != token) continue;
-      throw Error({.what = "tokens " + std::to_string(slots_[slot]) + " and " +
-                           std::to_string(id) + " are equal",
+      throw Error({.what = "tokens " + std::to_string(slots_[slot]) + " and " + std::to_string(id) +
+                           " are equal",
                    .where = where});
     }
     slots_[slot] = id;

@@ -27,7 +27,8 @@ class Vocabulary {
  public:
   int32_t size() const { return int32_t(kinds_.size()); }
   std::string_view bytes(int32_t id) const {
-    return std::string_view(text_).substr(ends_[size_t(id)], ends_[size_t(id) + 1] - ends_[size_t(id)]);
+    return std::string_view(text_).substr(ends_[size_t(id)],
+                                          ends_[size_t(id) + 1] - ends_[size_t(id)]);
   }
   TokenKind kind(int32_t id) const { return kinds_[size_t(id)]; }
 
@@ -43,7 +44,7 @@ class Vocabulary {
   std::string text_;
   std::vector<uint32_t> ends_ = {0};  ///< of each token in text_, after a 0
   std::vector<TokenKind> kinds_;
-  std::vector<int32_t> slots_;        ///< open addressing, a power of two; -1 = free
+  std::vector<int32_t> slots_;  ///< open addressing, a power of two; -1 = free
 };
 
 }  // namespace oq

@@ -61,7 +61,7 @@ void check_row(const std::vector<float>& w, const char* text) {
 }
 
 std::vector<float> weights(size_t n, float deviation, float mean = 0) {
-  std::mt19937 random(uint32_t(n));
+  std::mt19937 random{uint32_t(n)};
   std::normal_distribution<float> normal(mean, deviation);
   std::vector<float> w(n);
   for (float& x : w) x = normal(random);

@@ -130,13 +130,12 @@ struct Activations {
         weak.push_back(row[i]);
         row[i] = 0;
       }
-      k.quantize_row(row, cols, int8.codes.data() + m * padded,
-                     int8.scales.data() + m * int8.blocks, int8.sums.data() + m * int8.blocks,
+      k.quantize_row(row, cols, int8.row_codes(m), int8.row_scales(m), int8.row_sums(m),
                      int8.blocks);
       for (int64_t c = 0; c < cols; ++c) {
         if (std::find(indices.begin(), indices.end(), uint32_t(c)) != indices.end()) continue;
         int8_values[size_t(m * cols + c)] =
-            float(int8.row_codes(m)[c]) * int8.row_scales(m)[c / cpu::kActBlock];
+            float(int8.row_codes(m)[c]) * int8.row_scales(m)[c / cpu::kActCols];
       }
     }
   }
@@ -277,23 +276,24 @@ TEST_CASE("activations round to the nearest code, and bad ones poison their scal
     Rng rng(1);
     const auto x = random_floats(rng, 70, -0.4f, 3.0f);
     std::vector<int8_t> codes(96);
-    std::vector<float> scales(3), sums(3);
+    std::vector<float> scales(6), sums(3);
     k->quantize_row(x.data(), 70, codes.data(), scales.data(), sums.data(), 3);
     for (size_t i = 0; i < 96; ++i) {
       const float value = i < 70 ? x[i] : 0.0f;
-      CHECK(std::fabs(value - scales[i / 32] * float(codes[i])) <= scales[i / 32] * 0.5001f);
+      CHECK(std::fabs(value - scales[i / 16] * float(codes[i])) <= scales[i / 16] * 0.5001f);
     }
     for (size_t b = 0; b < 3; ++b) {
-      int sum = 0;
-      for (size_t i = 0; i < 32; ++i) sum += codes[32 * b + i];
-      CHECK(sums[b] == doctest::Approx(scales[b] * float(sum)));
+      float sum = 0;
+      for (size_t i = 32 * b; i < 32 * b + 32; ++i) sum += scales[i / 16] * float(codes[i]);
+      CHECK(sums[b] == doctest::Approx(sum));
     }
     for (float bad : {NAN, INFINITY, -INFINITY}) {
       auto y = x;
-      y[40] = bad;
+      y[50] = bad;
       k->quantize_row(y.data(), 70, codes.data(), scales.data(), sums.data(), 3);
-      CHECK(std::isfinite(scales[0]));
-      CHECK(std::isnan(scales[1]));
+      CHECK(std::isfinite(scales[2]));
+      CHECK(std::isnan(scales[3]));
+      CHECK(std::isnan(sums[1]));
     }
     const std::vector<float> zero(32, 0.0f);
     k->quantize_row(zero.data(), 32, codes.data(), scales.data(), sums.data(), 1);

@@ -2,7 +2,6 @@
 // round trips of whole texts.
 
 #include <doctest/doctest.h>
-
 #include <fmt/format.h>
 
 #include "tests/tokenizer/vocabularies.h"
@@ -63,6 +62,33 @@ TEST_SUITE("data") {
   TEST_CASE("ids of GPT-2 are those of tokenizers") { check_golden("gpt2", true); }
   TEST_CASE("ids of Falcon are those of tokenizers") { check_golden("falcon", true); }
   TEST_CASE("ids of LLaMA-2 are those of sentencepiece") { check_golden("llama2", false); }
+
+  TEST_CASE("real vocabularies go through a file") {
+    for (const char* name : {"smollm2", "gpt2", "falcon", "llama2"}) {
+      const auto data = oq::test::vocabulary(name);
+      if (!data) continue;
+      const oq::test::TempDir dir;
+      oq::Writer writer(dir / "t.oq", 8);
+      data->store(writer);
+      writer.finish();
+      const auto stored = oq::Tokenizer::load(*oq::File::open(dir / "t.oq"));
+      const auto direct = oq::make_tokenizer(*data, name);
+      for (const auto& s : oq::convert::read_json(oq::test::golden("tokenizer/strings.json"))) {
+        const auto text = s.get<std::string>();
+        CHECK(stored->encode(text, true) == direct->encode(text, true));
+      }
+      CHECK(stored->bos() == direct->bos());
+    }
+  }
+
+  TEST_CASE("SmolLM2 says how to chat") {
+    const auto data = oq::test::vocabulary("smollm2");
+    if (!data) return;
+    CHECK(data->chat_template == "smollm");
+    CHECK(data->bos == 1);
+    CHECK_FALSE(data->adds_bos);
+    CHECK(data->stop_ids == Ids{2});
+  }
 
   TEST_CASE("WikiText-2 comes back") {
     check_round_trip("smollm2");

@@ -55,10 +55,10 @@ inline TokenizerData small_bpe() {
   for (int b = 0; b < 256; ++b) d.tokens.add(std::string(1, char(b)), {});
   for (const char* t : {"ab", "abc", "aa", "aaaa", " a", "11"}) d.tokens.add(t, {});
   d.merges = {{'a', 'b'}, {256, 'c'}, {'a', 'a'}, {258, 258}, {' ', 'a'}, {'1', '1'}};
-  d.tokens.add("<s>", {.type = TokenType::special});                           // 262
-  d.tokens.add("<s><s>", {.type = TokenType::special});                        // 263
-  d.tokens.add("<tag>", {.type = TokenType::added});                           // 264
-  d.tokens.add("<pad>", {TokenType::special, true, true});                     // 265
+  d.tokens.add("<s>", {.type = TokenType::special});        // 262
+  d.tokens.add("<s><s>", {.type = TokenType::special});     // 263
+  d.tokens.add("<tag>", {.type = TokenType::added});        // 264
+  d.tokens.add("<pad>", {TokenType::special, true, true});  // 265
   d.bos = 262;
   d.stop_ids = {263};
   return d;

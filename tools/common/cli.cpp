@@ -26,9 +26,12 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
+/// To stderr, come what may: where it is closed or full, nobody can be told.
+void say(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
 int fail(const CLI::App& app, std::string_view what) {
   std::fflush(stdout);
-  fmt::print(stderr, "{}: {}\n", app.get_name(), one_line(what));
+  say(fmt::format("{}: {}\n", app.get_name(), one_line(what)));
   return 1;
 }
 
@@ -94,7 +97,7 @@ void print(std::string_view text) {
 }
 
 void notice(bool quiet, std::string_view text) {
-  if (!quiet) fmt::print(stderr, "note: {}\n", one_line(text));
+  if (!quiet) say(fmt::format("note: {}\n", one_line(text)));
 }
 
 Progress::Progress(std::string job, double total, Unit unit, bool quiet)
@@ -107,7 +110,7 @@ Progress::Progress(std::string job, double total, Unit unit, bool quiet)
       shown_(start_) {}
 
 Progress::~Progress() {
-  if (line_open_) fmt::print(stderr, "{}", kClearLine);
+  if (line_open_) say(kClearLine);
 }
 
 void Progress::advance(double done, std::string_view detail) {
@@ -127,9 +130,9 @@ void Progress::show(std::string_view detail, bool last) {
   const double share = total_ > 0 ? std::min(1.0, done_ / total_) : 1.0;
   const std::string end = last ? "in " + duration(seconds)
                                : duration(seconds * (1 - share) / std::max(share, 1e-6)) + " left";
-  fmt::print(stderr, "{}{}: {:3.0f} %, {:.1f} {}, {}{}{}{}", terminal_ ? kClearLine : "", job_,
-             100 * share, done_ / unit_.size / seconds, unit_.rate, end, detail.empty() ? "" : ", ",
-             one_line(detail), terminal_ && !last ? "" : "\n");
+  say(fmt::format("{}{}: {:3.0f} %, {:.1f} {}, {}{}{}{}", terminal_ ? kClearLine : "", job_,
+                  100 * share, done_ / unit_.size / seconds, unit_.rate, end,
+                  detail.empty() ? "" : ", ", one_line(detail), terminal_ && !last ? "" : "\n"));
   std::fflush(stderr);
   line_open_ = terminal_ && !last;
 }

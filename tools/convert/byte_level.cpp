@@ -72,8 +72,8 @@ std::pair<std::string_view, std::string_view> split_merge(std::string_view merge
 }
 
 std::vector<Merge> byte_level_merges(
-    std::span<const std::pair<std::string_view, std::string_view>> merges,
-    const Vocabulary& tokens, const std::string& where) {
+    std::span<const std::pair<std::string_view, std::string_view>> merges, const Vocabulary& tokens,
+    const std::string& where) {
   std::unordered_set<std::string_view> other;  // texts that are no normal tokens
   for (int32_t id = 0; id < tokens.size(); ++id) {
     if (tokens.kind(id).type != TokenType::normal) other.insert(tokens.bytes(id));

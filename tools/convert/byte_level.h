@@ -28,8 +28,8 @@ Vocabulary byte_level_vocabulary(std::span<const SourceToken> tokens, const std:
 /// and added tokens are left out: such tokens are recognised before any merge could make them, and
 /// what a user types must not become a special one.
 std::vector<Merge> byte_level_merges(
-    std::span<const std::pair<std::string_view, std::string_view>> merges,
-    const Vocabulary& tokens, const std::string& where);
+    std::span<const std::pair<std::string_view, std::string_view>> merges, const Vocabulary& tokens,
+    const std::string& where);
 
 /// "a b" in two. Throws oq::Error when there is no space between two texts.
 std::pair<std::string_view, std::string_view> split_merge(std::string_view merge,

@@ -79,6 +79,7 @@ bool number_at(uint32_t type, const std::byte* p, int64_t& out) {
 bool number_at(uint32_t type, const std::byte* p, double& out) {
   if (type == kF32) return out = load<float>(p), true;
   if (type == kF64) return out = load<double>(p), true;
+  if (type == kU64) return out = double(load<uint64_t>(p)), true;
   int64_t v = 0;
   const bool fits = number_at(type, p, v);
   out = double(v);

@@ -24,8 +24,8 @@ std::string to_pcre2(std::string_view regex, const std::string& where);
 std::string literal_pattern(std::string_view text);
 
 // The library's named pre-tokenizers as patterns.
-std::string gpt2_pattern();                      ///< ByteLevel with use_regex
-std::string digits_pattern(bool individual);     ///< Digits
+std::string gpt2_pattern();                   ///< ByteLevel with use_regex
+std::string digits_pattern(bool individual);  ///< Digits
 std::string punctuation_pattern(bool contiguous);
 /// Digits after ByteLevel, where it sees bytes written as characters: those of Latin-1.
 std::string byte_digits_pattern(bool individual);

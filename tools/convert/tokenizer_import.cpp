@@ -20,15 +20,15 @@ using nlohmann::json;
 
 /// Tokens that end an answer in one family or another. Each counts where the chat template writes
 /// it and the vocabulary has it as a special token.
-constexpr std::string_view kEndTokens[] = {
-    "<|im_end|>", "<|eot_id|>",    "<|eom_id|>",      "<|end_of_text|>", "<|endoftext|>",
-    "<|end|>",    "<end_of_turn>", "<|end_of_turn|>", "</s>"};
+constexpr std::string_view kEndTokens[] = {"<|im_end|>",      "<|eot_id|>",      "<|eom_id|>",
+                                           "<|end_of_text|>", "<|endoftext|>",   "<|end|>",
+                                           "<end_of_turn>",   "<|end_of_turn|>", "</s>"};
 
 /// What a checkpoint says about a tokenizer beside its vocabulary.
 struct Habits {
   std::string where;
-  std::string bos, eos;            ///< names of tokens, "" where not said
-  std::vector<int64_t> stop_ids;   ///< of the model, which may reach beyond the tokenizer
+  std::string bos, eos;           ///< names of tokens, "" where not said
+  std::vector<int64_t> stop_ids;  ///< of the model, which may reach beyond the tokenizer
   std::optional<bool> adds_bos;
   std::string jinja;
 };
@@ -91,9 +91,15 @@ TokenizerData gguf_bpe(const GgufFile& gguf) {
     TokenType type = TokenType::normal;
     switch (types[id]) {
       case SentencePieceModel::control:
-      case SentencePieceModel::unknown: type = TokenType::special; break;
-      case SentencePieceModel::user_defined: type = TokenType::added; break;
-      case SentencePieceModel::unused: type = TokenType::unused; break;
+      case SentencePieceModel::unknown:
+        type = TokenType::special;
+        break;
+      case SentencePieceModel::user_defined:
+        type = TokenType::added;
+        break;
+      case SentencePieceModel::unused:
+        type = TokenType::unused;
+        break;
     }
     tokens.push_back({texts[id], {.type = type}});
   }
@@ -124,8 +130,8 @@ TokenizerData gguf_bpe(const GgufFile& gguf) {
 TokenizerData gguf_sentencepiece(const GgufFile& gguf) {
   const std::string& where = gguf.where();
   if (gguf.contains("tokenizer.ggml.precompiled_charsmap")) {
-    throw Error({.what = "sentencepiece normalizer with a character map is not supported",
-                 .where = where});
+    throw Error(
+        {.what = "sentencepiece normalizer with a character map is not supported", .where = where});
   }
   const auto texts = gguf.get<std::vector<std::string_view>>(kTokens);
   const auto types = gguf_types(gguf, texts.size());
@@ -254,8 +260,8 @@ Vocabulary extra_tokens(const fs::path& folder, size_t first) {
   const json config = read_object(path);
   if (const auto it = config.find("added_tokens_decoder"); it != config.end() && it->is_object()) {
     for (const auto& [id, token] : it->items()) {
-      const bool number = !id.empty() && id.size() < 10 &&
-                          id.find_first_not_of("0123456789") == std::string::npos;
+      const bool number =
+          !id.empty() && id.size() < 10 && id.find_first_not_of("0123456789") == std::string::npos;
       if (!number || !token.is_object()) {
         throw Error({.what = "added_tokens_decoder holds no token under '" + id + "'",
                      .where = path.string()});

@@ -51,7 +51,7 @@ class Reader {
   }
   /// An id; `limit` is the number of entries of the file that could have one.
   size_t id(const json& v, const char* key, size_t limit) const {
-    if (!v.is_number_unsigned() || v.get<uint64_t>() >= limit) {
+    if (!v.is_number_integer() || v.get<int64_t>() < 0 || v.get<uint64_t>() >= limit) {
       throw error(key, "holds an id that is no number below " + std::to_string(limit),
                   v.is_number() ? v.dump() : v.type_name());
     }
@@ -98,7 +98,8 @@ class PretokenizerReader {
       split(node);
     } else {
       throw in_.error("pre_tokenizer", "is of a type that OQ does not run",
-                      "'" + std::string(type) + "'", "OQ runs Sequence, ByteLevel, Split, Digits "
+                      "'" + std::string(type) + "'",
+                      "OQ runs Sequence, ByteLevel, Split, Digits "
                       "and Punctuation");
     }
   }
@@ -108,7 +109,8 @@ class PretokenizerReader {
     mapped_ = true;
     if (in_.flag(node, "add_prefix_space", true)) {
       if (!result_.patterns.empty()) {
-        throw in_.error("pre_tokenizer", "adds a space to every piece: ByteLevel with "
+        throw in_.error("pre_tokenizer",
+                        "adds a space to every piece: ByteLevel with "
                         "add_prefix_space stands behind another");
       }
       result_.add_prefix_space = true;
@@ -129,8 +131,8 @@ class PretokenizerReader {
   void split(const json& node) {
     const std::string_view behavior = in_.text(node, "behavior");
     const bool invert = in_.flag(node, "invert", false);
-    // "Removed" with invert keeps the matches and drops the gaps; the patterns that are used with it
-    // (tiktoken's) leave none.
+    // "Removed" with invert keeps the matches and drops the gaps; the patterns that are used with
+    // it (tiktoken's) leave none.
     if (behavior != "Isolated" && !(behavior == "Removed" && invert)) {
       throw in_.error("Split", "has a behavior that OQ does not run",
                       "'" + std::string(behavior) + "'", "OQ runs Isolated");
@@ -164,8 +166,11 @@ void check_model(const Reader& in, const json& model) {
                    "tokenizer.model");
   }
   if (in.flag(model, "byte_fallback", false)) {
-    throw in.error("model.byte_fallback", "is set: this is a sentencepiece vocabulary in BPE's "
-                   "clothes", {}, "put the checkpoint's tokenizer.model into the folder, or convert "
+    throw in.error("model.byte_fallback",
+                   "is set: this is a sentencepiece vocabulary in BPE's "
+                   "clothes",
+                   {},
+                   "put the checkpoint's tokenizer.model into the folder, or convert "
                    "a GGUF of it");
   }
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {

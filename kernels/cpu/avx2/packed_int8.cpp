@@ -3,7 +3,8 @@
 /// Regime: decode (1 token) and prefill (tiles of 4 tokens). Layout: panels of 8 rows, column
 /// blocks of 32 (SPEC.md). Work split: the caller gives panels; a panel is read once per tile of
 /// tokens, front to back. A lane is a row, so no horizontal sums; activations are broadcast four
-/// at a time and multiplied by `maddubs` (unsigned codes x signed activations into int16).
+/// at a time and multiplied by `maddubs` (unsigned codes x signed activations into int16). Half a
+/// block shares an activation scale: 4 `maddubs` per scale and lane.
 /// Bound: memory at 4 bits and more, instructions below. Measured: docs/kernels.md. Lost there:
 /// plain rows with one dot product each (0.6 of the speed at 4 bits), 16-row panels (equal).
 
@@ -14,25 +15,27 @@
 namespace oq::cpu::avx2 {
 namespace {
 
+constexpr int kHalf = kCodeVectors / 2;  ///< vectors of codes that share an activation scale
+
 /// How many products of `maddubs` an int16 holds: each is at most 2 * (2^bits - 1) * 127 in
-/// magnitude. 4 bits: 8 * 2 * 15 * 127 = 30480 < 32768. 7 bits: 2 * 127 * 127 = 32258, just one.
+/// magnitude. 5 bits: 4 * 2 * 31 * 127 = 31496 < 32768. 7 bits: 2 * 127 * 127 = 32258, just one.
 constexpr int int16_room(int bits) {
   const int room = 32767 / (2 * ((1 << bits) - 1) * 127);
-  return room < kCodeVectors ? room : kCodeVectors;
+  return room < kHalf ? room : kHalf;
 }
-static_assert(int16_room(4) == 8 && int16_room(5) == 4 && int16_room(7) == 1);
+static_assert(int16_room(5) == 4 && int16_room(6) == 2 && int16_room(7) == 1);
 
-/// sum over the block's 32 columns of code * activation, per row. kWidth bits bound the codes.
+/// sum over 16 columns of code * activation, per row. kWidth bits bound the codes.
 template <int kWidth>
-inline __attribute__((always_inline)) __m256i block_dot(const __m256i codes[kCodeVectors],
-                                                        const int8_t* x) {
+inline __attribute__((always_inline)) __m256i half_dot(const __m256i codes[kHalf],
+                                                       const int8_t* x) {
   constexpr int kRoom = int16_room(kWidth);
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum = _mm256_setzero_si256();
-#pragma GCC unroll 8
-  for (int first = 0; first < kCodeVectors; first += kRoom) {
+#pragma GCC unroll 4
+  for (int first = 0; first < kHalf; first += kRoom) {
     __m256i pairs = _mm256_maddubs_epi16(codes[first], broadcast4(x + 4 * first));
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int d = first + 1; d < first + kRoom; ++d) {
       pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes[d], broadcast4(x + 4 * d)));
     }
@@ -48,7 +51,10 @@ struct Block {
   __m256i codes[kCodeVectors];
 
   explicit Block(const uint8_t* p) { unpack_fields<kBits>(p, codes); }
-  __m256i dot(const int8_t* x) const { return block_dot<kBits>(codes, x); }
+  /// Columns 16 half .. 16 half + 15; x is the block's first activation.
+  __m256i dot(const int8_t* x, int half) const {
+    return half_dot<kBits>(codes + half * kHalf, x + half * kActCols);
+  }
 };
 
 /// 8-bit codes times activations overflow int16 in one step: the two nibbles go separately.
@@ -64,8 +70,10 @@ struct Block<8> {
       high[d] = _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble);
     }
   }
-  __m256i dot(const int8_t* x) const {
-    return _mm256_add_epi32(block_dot<4>(low, x), _mm256_slli_epi32(block_dot<4>(high, x), 4));
+  __m256i dot(const int8_t* x, int half) const {
+    const int8_t* from = x + half * kActCols;
+    const __m256i tops = half_dot<4>(high + half * kHalf, from);
+    return _mm256_add_epi32(half_dot<4>(low + half * kHalf, from), _mm256_slli_epi32(tops, 4));
   }
 };
 
@@ -88,8 +96,11 @@ class Tile {
   inline __attribute__((always_inline)) void add_block(const AnyBlock& block, int64_t index) {
 #pragma GCC unroll 8
     for (int m = 0; m < kTokens; ++m) {
-      const __m256 dot = _mm256_cvtepi32_ps(block.dot(codes_[m] + index * kActBlock));
-      group_[m] = _mm256_fmadd_ps(dot, _mm256_set1_ps(scales_[m][index]), group_[m]);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const __m256 dot = _mm256_cvtepi32_ps(block.dot(codes_[m] + index * kBlockCols, half));
+        group_[m] = _mm256_fmadd_ps(dot, _mm256_set1_ps(scales_[m][2 * index + half]), group_[m]);
+      }
       group_sum_[m] += sums_[m][index];
     }
   }
@@ -136,7 +147,9 @@ void panel(const PackedView& w, int64_t p, Tile<kTokens>& tile) {
 /// One third of a w2* block, as `Tile` wants it.
 struct FiveLevelPart {
   const __m256i* codes;
-  __m256i dot(const int8_t* x) const { return block_dot<3>(codes, x); }
+  __m256i dot(const int8_t* x, int half) const {
+    return half_dot<3>(codes + half * kHalf, x + half * kActCols);
+  }
 };
 
 template <int kTokens>
@@ -195,40 +208,51 @@ void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, in
   for (; m < tokens; ++m) kPanels<1>[row](w, x, weak_x, m, begin, end, y);
 }
 
+namespace {
+
+float max_lane(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  m = _mm_max_ss(m, _mm_movehdup_ps(m));
+  return _mm_cvtss_f32(m);
+}
+
+/// 16 columns to int32 codes; returns their scale. NaN and Inf give any code and a NaN scale.
+float quantize_columns(const float* x, __m256i q[2]) {
+  const __m256 sign = _mm256_set1_ps(-0.0f), zero = _mm256_setzero_ps();
+  const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+  const float top = max_lane(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
+  const __m256 poison = _mm256_fmadd_ps(a, zero, _mm256_mul_ps(b, zero));
+  const __m256 inv = _mm256_set1_ps(top > 0 ? 127.0f / top : 0.0f);
+  q[0] = _mm256_cvtps_epi32(_mm256_mul_ps(a, inv));
+  q[1] = _mm256_cvtps_epi32(_mm256_mul_ps(b, inv));
+  return top / 127.0f + sum_lanes(poison);
+}
+
+}  // namespace
+
 void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
                   int64_t blocks) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (int64_t b = 0; b < blocks; ++b) {
-    alignas(32) float padded[kActBlock];
-    const float* from = x + b * kActBlock;
-    if ((b + 1) * kActBlock > n) {
-      const int64_t live = std::max<int64_t>(0, n - b * kActBlock);
-      for (int64_t k = 0; k < kActBlock; ++k) padded[k] = k < live ? from[k] : 0.0f;
+    alignas(32) float padded[kBlockCols];
+    const float* from = x + b * kBlockCols;
+    if ((b + 1) * kBlockCols > n) {
+      const int64_t live = std::max<int64_t>(0, n - b * kBlockCols);
+      for (int64_t k = 0; k < int64_t(kBlockCols); ++k) padded[k] = k < live ? from[k] : 0.0f;
       from = padded;
     }
-    __m256 v[4], top = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
-    for (int i = 0; i < 4; ++i) {
-      v[i] = _mm256_loadu_ps(from + 8 * i);
-      top = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), top);
-      poison = _mm256_fmadd_ps(v[i], _mm256_setzero_ps(), poison);
+    __m256i q[4];
+    sums[b] = 0;
+    for (int h = 0; h < 2; ++h) {
+      const float scale = quantize_columns(from + h * kActCols, q + 2 * h);
+      scales[2 * b + h] = scale;
+      sums[b] += scale * sum_lanes(_mm256_cvtepi32_ps(_mm256_add_epi32(q[2 * h], q[2 * h + 1])));
     }
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    m = _mm_max_ss(m, _mm_movehdup_ps(m));
-    const float max = _mm_cvtss_f32(m);
-    const __m256 inv = _mm256_set1_ps(max > 0 ? 127.0f / max : 0.0f);
-    __m256i q[4], sum = _mm256_setzero_si256();
-    for (int i = 0; i < 4; ++i) {
-      q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inv));  // NaN and Inf: see the scale
-      sum = _mm256_add_epi32(sum, q[i]);
-    }
-    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
-                                              _mm256_packs_epi32(q[2], q[3]));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + b * kActBlock),
+    const __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + b * kBlockCols),
                         _mm256_permutevar8x32_epi32(packed, order));
-    scales[b] = max / 127.0f + sum_lanes(poison);
-    sums[b] = scales[b] * sum_lanes(_mm256_cvtepi32_ps(sum));
   }
 }
 

@@ -86,9 +86,7 @@ void LinearRunner::prepare(const CpuWeight& w, cpu::Rows x, int64_t tokens, cons
       take_weak(w, m, input);
       if (!int8) continue;
       cpu::Int8Rows& q = input.int8;
-      kernels_.quantize_row(row, cols, q.codes.data() + m * q.blocks * cpu::kActBlock,
-                            q.scales.data() + m * q.blocks, q.sums.data() + m * q.blocks,
-                            q.blocks);
+      kernels_.quantize_row(row, cols, q.row_codes(m), q.row_scales(m), q.row_sums(m), q.blocks);
     }
   };
   pool_.parallel_for(tokens, 8, prepare_rows);

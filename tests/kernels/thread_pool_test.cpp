@@ -1,0 +1,51 @@
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels/cpu/thread_pool.h"
+
+using oq::ThreadPool;
+
+TEST_CASE("every item is done once, whatever the threads and chunks") {
+  for (int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    CHECK(pool.threads() == threads);
+    for (int64_t n : {0, 1, 7, 1000}) {
+      for (int64_t chunk : {1, 3, 2000}) {
+        std::vector<int> done(size_t(n), 0);
+        pool.parallel_for(n, chunk, [&](int64_t begin, int64_t end, int thread) {
+          CHECK(thread < threads);
+          for (int64_t i = begin; i < end; ++i) ++done[size_t(i)];
+        });
+        for (int d : done) REQUIRE(d == 1);
+      }
+    }
+  }
+}
+
+TEST_CASE("many short loops in a row") {
+  ThreadPool pool(3);
+  std::atomic<int64_t> sum{0};
+  for (int i = 0; i < 20000; ++i) {
+    pool.parallel_for(6, 1, [&](int64_t begin, int64_t end, int) {
+      sum.fetch_add(end - begin, std::memory_order_relaxed);
+    });
+  }
+  CHECK(sum == 120000);
+}
+
+TEST_CASE("an exception reaches the caller, and the pool goes on") {
+  ThreadPool pool(2);
+  for (int i = 0; i < 50; ++i) {
+    CHECK_THROWS_AS(pool.parallel_for(100, 1,
+                                      [](int64_t begin, int64_t, int) {
+                                        if (begin == 42) throw std::runtime_error("42");
+                                      }),
+                    std::runtime_error);
+  }
+  std::atomic<int> n{0};
+  pool.parallel_for(10, 1, [&](int64_t, int64_t, int) { ++n; });
+  CHECK(n == 10);
+}

@@ -1,0 +1,380 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <string>
+
+#include "kernels/reference/ops.h"
+#include "runtime/decoder.h"
+#include "tests/support.h"
+#include "tests/tiny_oq.h"
+
+using namespace oq;
+using test::TempDir;
+using test::TinyOq;
+
+namespace {
+
+/// The model once more, from the paper's formulas and the reference ops alone: no cache, no
+/// batches, weights in fp32. Returns the logits after every token.
+class PlainModel {
+ public:
+  explicit PlainModel(std::shared_ptr<const File> file)
+      : file_(std::move(file)),
+        c_(ModelConfig::load(file_->metadata())),
+        scheme_(Scheme::parse(file_->metadata().get<std::string>("scheme"))) {}
+
+  std::vector<std::vector<float>> run(const std::vector<int32_t>& tokens) {
+    const auto n = tokens.size(), hidden = size_t(c_.hidden);
+    std::vector<float> x(n * hidden);
+    const auto embedding = values("embedding");
+    for (size_t t = 0; t < n; ++t) {
+      std::copy_n(embedding.begin() + tokens[t] * c_.hidden, hidden, x.begin() + long(t * hidden));
+    }
+    for (int64_t b = 0; b < c_.blocks; ++b) block(fmt::format("blocks.{}.", b), x, n);
+    const auto normed = norm("final_norm", x, n);
+    const std::string head = c_.tied_head ? "embedding" : "head";
+    const auto logits = linear(head, normed, n, false);
+    std::vector<std::vector<float>> rows;
+    for (size_t t = 0; t < n; ++t) {
+      const auto from = logits.begin() + long(t) * c_.vocab;
+      rows.emplace_back(from, from + c_.vocab);
+    }
+    return rows;
+  }
+
+ private:
+  std::vector<float> values(const std::string& name) const {
+    const TensorInfo& info = file_->tensor(name);
+    if (info.kind == Kind::packed) return reference::dequantize(file_->packed(info));
+    std::vector<float> v(info.elements());
+    const std::byte* data = file_->data(info).data();
+    for (size_t i = 0; i < v.size(); ++i) {
+      v[i] = info.kind == Kind::f32 ? reinterpret_cast<const float*>(data)[i]
+                                    : to_float(reinterpret_cast<const f16*>(data)[i]);
+    }
+    return v;
+  }
+
+  std::vector<float> linear(const std::string& name, std::vector<float> x, size_t tokens,
+                            bool in_block = true) const {
+    const TensorInfo& info = file_->tensor(name);
+    const auto cols = size_t(info.cols);
+    if (in_block && scheme_.activation_bits < 16) {
+      if (scheme_.per_tensor) reference::fake_quantize(x, scheme_.activation_bits);
+      for (size_t t = 0; t < tokens && !scheme_.per_tensor; ++t) {
+        reference::fake_quantize(std::span(x).subspan(t * cols, cols), scheme_.activation_bits);
+      }
+    }
+    std::vector<float> y(tokens * info.rows);
+    const auto bias = file_->find(name + ".bias") ? values(name + ".bias") : std::vector<float>();
+    reference::linear(values(name), bias, x, int64_t(tokens), int64_t(info.rows), int64_t(cols), y);
+    return y;
+  }
+
+  std::vector<float> norm(const std::string& name, const std::vector<float>& x, size_t n) const {
+    std::vector<float> y(x.size());
+    const auto weight = values(name);
+    for (size_t t = 0; t < n; ++t) {
+      const size_t at = t * weight.size();
+      reference::rms_norm(std::span(x).subspan(at, weight.size()), weight, c_.norm_eps,
+                          std::span(y).subspan(at, weight.size()));
+    }
+    return y;
+  }
+
+  /// Heads of one token out of [tokens][heads][head_dim].
+  std::span<float> head(std::vector<float>& v, size_t token, int64_t h, int64_t heads) const {
+    return std::span(v).subspan(size_t((int64_t(token) * heads + h) * c_.head_dim),
+                                size_t(c_.head_dim));
+  }
+
+  void block(const std::string& prefix, std::vector<float>& x, size_t n) {
+    const auto normed = norm(prefix + "attn_norm", x, n);
+    auto q = linear(prefix + "q", normed, n);
+    auto k = linear(prefix + "k", normed, n);
+    auto v = linear(prefix + "v", normed, n);
+    const auto inv_freq = values("rope.inv_freq");
+    for (size_t t = 0; t < n; ++t) {
+      for (int64_t h = 0; h < c_.heads; ++h) {
+        reference::rope(head(q, t, h, c_.heads), inv_freq, int64_t(t), c_.rope_attention_factor);
+      }
+      for (int64_t h = 0; h < c_.kv_heads; ++h) {
+        reference::rope(head(k, t, h, c_.kv_heads), inv_freq, int64_t(t),
+                        c_.rope_attention_factor);
+      }
+    }
+    std::vector<float> attended(q.size());
+    for (size_t t = 0; t < n; ++t) {
+      for (int64_t h = 0; h < c_.heads; ++h) {
+        std::vector<float> keys, values;
+        for (size_t s = 0; s <= t; ++s) {
+          const int64_t kv = h / (c_.heads / c_.kv_heads);
+          const auto key = head(k, s, kv, c_.kv_heads), value = head(v, s, kv, c_.kv_heads);
+          keys.insert(keys.end(), key.begin(), key.end());
+          values.insert(values.end(), value.begin(), value.end());
+        }
+        reference::attention(head(q, t, h, c_.heads), keys, values, int64_t(t) + 1,
+                             head(attended, t, h, c_.heads));
+      }
+    }
+    add(x, linear(prefix + "o", attended, n));
+    const auto mlp_in = norm(prefix + "mlp_norm", x, n);
+    auto gate = linear(prefix + "gate", mlp_in, n);
+    const auto up = linear(prefix + "up", mlp_in, n);
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] = activate(gate[i]) * up[i];
+    add(x, linear(prefix + "down", gate, n));
+  }
+
+  float activate(float v) const {
+    switch (c_.activation) {
+      case Activation::gelu: return reference::gelu(v);
+      case Activation::gelu_tanh: return reference::gelu_tanh(v);
+      case Activation::relu: return reference::relu(v);
+      case Activation::silu: break;
+    }
+    return reference::silu(v);
+  }
+
+  static void add(std::vector<float>& x, const std::vector<float>& y) {
+    for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+  }
+
+  std::shared_ptr<const File> file_;
+  ModelConfig c_;
+  Scheme scheme_;
+};
+
+std::vector<int32_t> some_tokens(size_t n, int64_t vocab) {
+  std::vector<int32_t> ids;
+  for (size_t i = 0; i < n; ++i) ids.push_back(int32_t((i * i * 7 + 3 * i + 5) % size_t(vocab)));
+  return ids;
+}
+
+std::shared_ptr<const File> tiny_file(const TempDir& dir, const char* scheme,
+                                      uint32_t weak_columns = 0) {
+  TinyOq tiny;
+  tiny.scheme = scheme;
+  tiny.weak_columns = weak_columns;
+  return test::make_tiny_oq(dir / "m.oq", tiny);
+}
+
+Decoder decoder(const std::shared_ptr<const File>& file, bool exact, int threads = 2,
+                int64_t max_rows = 256, int64_t sequences = 1) {
+  return Decoder(file, make_cpu_backend(threads),
+                 {.sequences = sequences, .max_rows = max_rows, .exact = exact});
+}
+
+/// Logits after every token, in steps of `step` tokens.
+std::vector<std::vector<float>> all_logits(Decoder& d, const std::vector<int32_t>& tokens,
+                                           size_t step, int32_t sequence = 0) {
+  std::vector<std::vector<float>> rows;
+  for (size_t first = 0; first < tokens.size(); first += step) {
+    const size_t n = std::min(step, tokens.size() - first);
+    std::vector<int32_t> positions, sequences(n, sequence), wanted;
+    for (size_t i = 0; i < n; ++i) {
+      positions.push_back(int32_t(first + i));
+      wanted.push_back(int32_t(i));
+    }
+    d.step({.tokens = std::span(tokens).subspan(first, n), .positions = positions,
+            .sequences = sequences, .logit_rows = wanted});
+    for (size_t i = 0; i < n; ++i) {
+      const auto logits = d.logits(int64_t(i));
+      rows.emplace_back(logits.begin(), logits.end());
+    }
+  }
+  return rows;
+}
+
+double worst(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
+  REQUIRE(a.size() == b.size());
+  double w = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    for (size_t j = 0; j < a[i].size(); ++j) {
+      const double d = std::fabs(double(a[i][j]) - double(b[i][j]));
+      if (!(d <= w)) w = d;
+    }
+  }
+  return w;
+}
+
+double nmse(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    for (size_t j = 0; j < a[i].size(); ++j) {
+      error += std::pow(double(a[i][j]) - double(b[i][j]), 2);
+      norm += std::pow(double(b[i][j]), 2);
+    }
+  }
+  return error / norm;
+}
+
+}  // namespace
+
+TEST_CASE("the decoder computes what the formulas say, for every scheme and variant") {
+  TempDir dir;
+  std::vector<TinyOq> variants(3);
+  variants[1].config.tied_head = true;
+  variants[1].config.qkv_bias = variants[1].config.mlp_bias = true;
+  variants[1].config.activation = Activation::gelu_tanh;
+  variants[1].config.rope_attention_factor = 1.3;
+  variants[2].config.o_bias = true;
+  variants[2].config.kv_heads = 6;
+  variants[2].config.rope_dim = 20;
+  variants[2].config.activation = Activation::relu;
+  for (const char* scheme : {"w4a16g64", "w3a16", "w2*a16g32", "w8a16g32", "w5a8", "w4a6t"}) {
+    TinyOq& tiny = variants.emplace_back();
+    tiny.scheme = scheme;
+    tiny.weak_columns = scheme[1] == '3' ? 4 : 0;
+  }
+  for (const TinyOq& tiny : variants) {
+    CAPTURE(tiny.scheme);
+    const auto file = test::make_tiny_oq(dir / "m.oq", tiny);
+    const auto tokens = some_tokens(40, tiny.config.vocab);
+    Decoder d = decoder(file, true);
+    const auto truth = PlainModel(file).run(tokens);
+    const auto logits = all_logits(d, tokens, 40);
+    if (Scheme::parse(tiny.scheme).activation_bits == 16) {
+      CHECK(worst(logits, truth) < 1e-4);
+    } else {  // an activation whose rounding falls the other way moves logits by a whole code
+      CHECK(nmse(logits, truth) < 1e-3);
+    }
+  }
+}
+
+TEST_CASE("prefill equals token by token, bit for bit, exact or not") {
+  TempDir dir;
+  for (const char* scheme : {"w16a16", "w4a16g64", "w3a16"}) {
+    const auto file = tiny_file(dir, scheme, 3);
+    const auto tokens = some_tokens(300, 101);  // more than one stretch of attention
+    for (const bool exact : {true, false}) {
+      Decoder whole = decoder(file, exact, 2, 300), pieces = decoder(file, exact, 1);
+      const auto expected = all_logits(whole, tokens, 300);
+      for (size_t step : {size_t(1), size_t(7), size_t(128)}) {
+        pieces.truncate(0);
+        CHECK(worst(all_logits(pieces, tokens, step), expected) == 0.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("1, 2 and 3 threads agree bit for bit") {
+  TempDir dir;
+  const auto file = tiny_file(dir, "w4a16g32");
+  const auto tokens = some_tokens(290, 101);
+  Decoder one = decoder(file, false, 1);
+  const auto expected = all_logits(one, tokens, 64);
+  for (int threads : {2, 3}) {
+    Decoder many = decoder(file, false, threads);
+    CHECK(worst(all_logits(many, tokens, 64), expected) == 0.0);
+  }
+}
+
+TEST_CASE("sequences of one batch do not see each other") {
+  TempDir dir;
+  const auto file = tiny_file(dir, "w4a16g32");
+  const auto a = some_tokens(20, 101), b = some_tokens(20, 53);
+  Decoder alone = decoder(file, false);
+  const auto expect_a = all_logits(alone, a, 1);
+  alone.truncate(0);
+  const auto expect_b = all_logits(alone, b, 1);
+  Decoder both = decoder(file, false, 2, 256, 3);
+  std::vector<std::vector<float>> got_a, got_b;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const int32_t tokens[] = {b[i], a[i]}, positions[] = {int32_t(i), int32_t(i)};
+    const int32_t sequences[] = {2, 0}, rows[] = {0, 1};
+    both.step({.tokens = tokens, .positions = positions, .sequences = sequences,
+               .logit_rows = rows});
+    got_b.emplace_back(both.logits(0).begin(), both.logits(0).end());
+    got_a.emplace_back(both.logits(1).begin(), both.logits(1).end());
+  }
+  CHECK(worst(got_a, expect_a) == 0.0);
+  CHECK(worst(got_b, expect_b) == 0.0);
+  CHECK(both.length(0) == 20);
+  CHECK(both.length(1) == 0);
+}
+
+TEST_CASE("going back forgets what came after") {
+  TempDir dir;
+  const auto file = test::make_tiny_oq(dir / "m.oq");
+  const auto tokens = some_tokens(30, 101);
+  Decoder d = decoder(file, false);
+  const auto expected = all_logits(d, tokens, 30);
+  d.truncate(10);
+  d.feed(some_tokens(5, 7));
+  d.truncate(10);
+  const auto last = d.feed(std::span(tokens).subspan(10));
+  CHECK(std::equal(last.begin(), last.end(), expected.back().begin()));
+}
+
+TEST_CASE("int8 activations stay close to exact ones") {
+  TempDir dir;
+  for (const char* scheme : {"w4a16g32", "w8a16g32", "w2a16g32"}) {
+    const auto file = tiny_file(dir, scheme);
+    const auto tokens = some_tokens(30, 101);
+    Decoder exact = decoder(file, true), fast = decoder(file, false);
+    const auto a = all_logits(exact, tokens, 30), b = all_logits(fast, tokens, 30);
+    CHECK(nmse(b, a) < 1e-3);
+    CHECK(nmse(b, a) > 0);  // they are different computations
+  }
+}
+
+TEST_CASE("bad steps are refused and change nothing") {
+  TempDir dir;
+  const auto file = test::make_tiny_oq(dir / "m.oq");
+  Decoder d(file, make_cpu_backend(1), {.context = 8, .max_rows = 4});
+  d.feed(some_tokens(3, 101));
+  const auto refuses = [&](std::vector<int32_t> tokens, std::vector<int32_t> positions,
+                           std::vector<int32_t> sequences, std::vector<int32_t> rows) {
+    CHECK_THROWS_AS(d.step({.tokens = tokens, .positions = positions, .sequences = sequences,
+                            .logit_rows = rows}),
+                    Error);
+    CHECK(d.length() == 3);
+  };
+  refuses({}, {}, {}, {});
+  refuses({1, 1, 1, 1, 1}, {3, 4, 5, 6, 7}, {0, 0, 0, 0, 0}, {});
+  refuses({1}, {4}, {0}, {});        // a gap
+  refuses({1}, {-1}, {0}, {});
+  refuses({1, 1}, {3, 8}, {0, 0}, {});
+  refuses({101}, {3}, {0}, {});
+  refuses({-1}, {3}, {0}, {});
+  refuses({1}, {3}, {1}, {});
+  refuses({1}, {3}, {0}, {1});
+  refuses({1, 1}, {3, 4}, {0, 0}, {1, 0});
+  refuses({1, 1}, {3}, {0, 0}, {});
+  CHECK_THROWS_WITH_AS(d.feed(some_tokens(6, 101)), doctest::Contains("--ctx"), Error);
+  CHECK_THROWS_AS(d.feed({}), Error);
+  d.feed(some_tokens(5, 101));
+  CHECK(d.length() == 8);
+  CHECK_THROWS_AS(Decoder(file, make_cpu_backend(1), {.context = 701}), Error);
+}
+
+TEST_CASE("models whose tensors do not fit their config are refused by name") {
+  TempDir dir;
+  test::make_tiny_oq(dir / "m.oq");
+  const auto edit = [&](const char* key, Metadata::Value value) {
+    test::make_tiny_oq(dir / "m.oq");
+    Metadata m = File::open(dir / "m.oq")->metadata();
+    m.set(key, std::move(value));
+    rewrite_metadata(dir / "m.oq", m);
+    std::string message = "opened";
+    try {
+      decoder(File::open(dir / "m.oq"), true);
+    } catch (const Error& e) {
+      message = e.what();
+    }
+    return message;
+  };
+  CHECK(edit("model.vocab", int64_t(102)).find("'embedding'") != std::string::npos);
+  CHECK(edit("model.blocks", int64_t(3)).find("'blocks.2.attn_norm'") != std::string::npos);
+  CHECK(edit("model.heads", int64_t(5)).find("heads") != std::string::npos);
+  CHECK(edit("model.kv_heads", int64_t(3)).find("'blocks.0.k'") != std::string::npos);
+  CHECK(edit("model.hidden", int64_t(-1)).find("model.hidden") != std::string::npos);
+  CHECK(edit("model.norm_eps", NAN).find("norm_eps") != std::string::npos);
+  CHECK(edit("model.rope_dim", int64_t(15)).find("rotated") != std::string::npos);
+  CHECK(edit("model.activation", std::string("tanh")).find("activation") != std::string::npos);
+  CHECK(edit("scheme", std::string("w4")).find("scheme") != std::string::npos);
+  CHECK(edit("model.family", std::string("other")) == "opened");
+}

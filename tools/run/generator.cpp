@@ -1,0 +1,109 @@
+#include "tools/run/generator.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <string>
+
+#include "format/crc32c.h"
+
+namespace oq {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double rate(int64_t tokens, double seconds) { return seconds > 0 ? double(tokens) / seconds : 0; }
+
+/// The process's anonymous memory in MiB: what is its own, the mapped file not counted.
+double private_mib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("RssAnon:", 0) == 0) return std::stod(line.substr(8)) / 1024;
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::string_view to_string(Ending e) {
+  switch (e) {
+    case Ending::stop_token: return "stop token";
+    case Ending::stop_string: return "stop string";
+    case Ending::length: return "length";
+    case Ending::context_full: return "context full";
+    case Ending::interrupted: return "interrupted";
+  }
+  return "?";
+}
+
+RunStats& RunStats::operator+=(const RunStats& o) {
+  prompt_tokens += o.prompt_tokens;
+  decode_tokens += o.decode_tokens;
+  prompt_seconds += o.prompt_seconds;
+  decode_seconds += o.decode_seconds;
+  decode_bytes += o.decode_bytes;
+  logits_hash = o.logits_hash;
+  return *this;
+}
+
+std::string RunStats::line() const {
+  const double gbs = decode_seconds > 0 ? decode_bytes / decode_seconds / 1e9 : 0;
+  return fmt::format(
+      "prompt {} tokens, {:.1f} tokens/s; decode {} tokens, {:.1f} tokens/s, {:.1f} GB/s; "
+      "{:.0f} MiB of its own memory; logits {:08x}",
+      prompt_tokens, rate(prompt_tokens, prompt_seconds), decode_tokens,
+      rate(decode_tokens, decode_seconds), gbs, private_mib(), logits_hash);
+}
+
+Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
+                      const std::atomic<bool>& interrupted) {
+  Answer answer;
+  RunStats& stats = answer.stats;
+  const auto start = Clock::now();
+  std::span<const float> logits = decoder_.feed(prompt);
+  stats.prompt_tokens = int64_t(prompt.size());
+  stats.prompt_seconds = since(start);
+  for (int32_t id : prompt) sampler_.accept(id);
+
+  StopStrings stops(stop_strings_);
+  Utf8Stream shown;
+  const auto emit = [&](const std::string& bytes) {
+    answer.text += bytes;
+    if (const std::string text = shown.push(bytes); !text.empty()) show(text);
+  };
+  const auto decode_start = Clock::now();
+  while (true) {
+    const auto made = int64_t(answer.tokens.size());
+    answer.ending = Ending::length;
+    if (made == max_tokens) break;
+    answer.ending = Ending::interrupted;
+    if (interrupted.load(std::memory_order_relaxed)) break;
+    const int32_t id = sampler_.sample(logits);
+    answer.ending = Ending::stop_token;
+    if (std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end()) break;
+    answer.ending = Ending::context_full;
+    if (decoder_.length() == decoder_.context()) break;
+    sampler_.accept(id);
+    answer.tokens.push_back(id);
+    emit(stops.push(tokenizer_.token_bytes(id)));
+    stats.decode_bytes += double(decoder_.bytes_per_token()) +
+                          double(decoder_.kv_bytes(decoder_.length()));
+    logits = decoder_.feed({&id, 1});
+    answer.ending = Ending::stop_string;
+    if (stops.stopped()) break;
+  }
+  emit(stops.finish());
+  if (const std::string rest = shown.finish(); !rest.empty()) show(rest);
+  stats.decode_tokens = int64_t(answer.tokens.size());
+  stats.decode_seconds = since(decode_start);
+  stats.logits_hash = crc32c(std::as_bytes(logits));
+  return answer;
+}
+
+}  // namespace oq

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/decoder.h"
+#include "runtime/sampler.h"
+#include "runtime/tokenizer/text_stream.h"
+#include "runtime/tokenizer/tokenizer.h"
+
+namespace oq {
+
+/// What a run did, for the closing line: tokens, seconds, bytes.
+struct RunStats {
+  int64_t prompt_tokens = 0, decode_tokens = 0;
+  double prompt_seconds = 0, decode_seconds = 0;
+  double decode_bytes = 0;      ///< of weights and KV cache that decoding read
+  uint32_t logits_hash = 0;     ///< CRC-32C of the last logits: equal runs have equal hashes
+
+  RunStats& operator+=(const RunStats& other);
+  /// "prompt 12 tokens, 512.0 tokens/s; decode ..."; with the process's own memory.
+  std::string line() const;
+};
+
+/// Why an answer ended.
+enum class Ending { stop_token, stop_string, length, context_full, interrupted };
+
+std::string_view to_string(Ending e);
+
+struct Answer {
+  std::string text;             ///< without the stop string
+  std::vector<int32_t> tokens;  ///< all but a stop token; they are in the KV cache
+  Ending ending = Ending::length;
+  RunStats stats;
+};
+
+/// Feeds a prompt to a decoder and lets it go on, token by token.
+class Generator {
+ public:
+  /// Text that is certain, as it comes; whole characters only.
+  using Show = std::function<void(std::string_view)>;
+
+  Generator(Decoder& decoder, const Tokenizer& tokenizer, Sampler& sampler,
+            std::vector<int32_t> stop_ids, std::vector<std::string> stop_strings)
+      : decoder_(decoder), tokenizer_(tokenizer), sampler_(sampler),
+        stop_ids_(std::move(stop_ids)), stop_strings_(std::move(stop_strings)) {}
+
+  /// Appends `prompt` to sequence 0 and answers with at most `max_tokens` tokens (-1: until the
+  /// context is full). Ends early, between two tokens, when `interrupted` becomes true.
+  Answer run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
+             const std::atomic<bool>& interrupted);
+
+ private:
+  Decoder& decoder_;
+  const Tokenizer& tokenizer_;
+  Sampler& sampler_;
+  std::vector<int32_t> stop_ids_;
+  std::vector<std::string> stop_strings_;
+};
+
+}  // namespace oq

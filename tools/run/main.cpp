@@ -1,0 +1,160 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <signal.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tools/common/backend.h"
+#include "tools/common/cli.h"
+#include "tools/common/text_file.h"
+#include "tools/run/repl.h"
+
+namespace {
+
+using namespace oq;
+
+std::atomic<bool> interrupted{false};
+
+/// Ctrl-C stops an answer, and not the program; a second one before the answer has noticed the
+/// first ends it after all.
+void on_interrupt(int) {
+  if (interrupted.exchange(true)) _exit(130);
+}
+
+struct Options {
+  std::string model, prompt, file, system, template_name, backend = "auto";
+  std::vector<std::string> stops;
+  int64_t max_tokens = -2, context = 0;
+  SamplerParams sampling{.temperature = -1};
+  int threads = 0;
+  bool chat = false, exact = false, json = false, quiet = false;
+};
+
+void add_options(CLI::App& app, Options& o) {
+  app.add_option("MODEL", o.model, "a .oq file")->required();
+  auto* prompt = app.add_option("-p,--prompt", o.prompt, "text to go on from");
+  app.add_option("-f,--file", o.file, "the same from a file, or from stdin for -")
+      ->excludes(prompt);
+  app.add_flag("--chat", o.chat,
+               "talk: with -p or -f one answer to that message, else line by line");
+  app.add_option("--system", o.system, "system message of the chat");
+  app.add_option("--template", o.template_name,
+                 fmt::format("chat template instead of the model's own: {}",
+                             fmt::join(ChatTemplate::names(), ", ")));
+  app.add_option("-n,--tokens", o.max_tokens,
+                 "most tokens of an answer (-1: until the context is full; default 256, in a chat "
+                 "1024)")
+      ->check(CLI::Range(-1, 1 << 30));
+  app.add_option("--ctx", o.context, "positions of the context (default: the model's, up to 8192)")
+      ->check(CLI::Range(1, 1 << 30));
+  app.add_option("--temperature", o.sampling.temperature,
+                 "0 takes the likeliest token (default 0, in a chat 0.7)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--top-k", o.sampling.top_k, "sample from the K likeliest tokens (0: all)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--top-p", o.sampling.top_p, "sample from the likeliest tokens that come to P")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--min-p", o.sampling.min_p, "drop tokens below P times the likeliest")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--repeat-penalty", o.sampling.repeat_penalty, "above 1 discourages repetition")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--seed", o.sampling.seed, "of the sampler");
+  app.add_option("--stop", o.stops, "text that ends an answer; may be given again");
+  app.add_flag("--exact", o.exact, "fp32 activations and KV cache");
+  tool::add_backend_flag(app, o.backend);
+  tool::add_threads_flag(app, o.threads);
+  tool::add_json_flag(app, o.json);
+  tool::add_quiet_flag(app, o.quiet);
+}
+
+void check_usage(const Options& o, bool one_shot) {
+  if (!one_shot && !o.chat) throw tool::usage_error("one of -p, -f and --chat is needed");
+  if (!o.chat && !(o.system.empty() && o.template_name.empty())) {
+    throw tool::usage_error("--system and --template need --chat");
+  }
+  if (o.json && !one_shot) throw tool::usage_error("--json needs -p or -f");
+}
+
+const ChatTemplate& template_of(const Options& o, const File& file) {
+  return o.template_name.empty() ? ChatTemplate::of(file.metadata())
+                                 : ChatTemplate::named(o.template_name);
+}
+
+std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<int32_t> ids;
+  if (tokenizer.adds_bos()) ids.push_back(tokenizer.bos());
+  const auto body = tokenizer.encode(text, true);
+  ids.insert(ids.end(), body.begin(), body.end());
+  if (ids.empty()) {
+    throw Error({.what = "the prompt is empty", .hint = "give some text with -p or -f"});
+  }
+  return ids;
+}
+
+void print_json(const Answer& a) {
+  tool::print(nlohmann::json{{"text", a.text},
+                             {"tokens", a.tokens},
+                             {"ending", to_string(a.ending)},
+                             {"prompt_tokens", a.stats.prompt_tokens},
+                             {"prompt_seconds", a.stats.prompt_seconds},
+                             {"decode_seconds", a.stats.decode_seconds},
+                             {"decode_bytes", a.stats.decode_bytes},
+                             {"logits_hash", fmt::format("{:08x}", a.stats.logits_hash)}}
+                  .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
+              "\n");
+}
+
+void run(Options o, bool one_shot) {
+  check_usage(o, one_shot);
+  if (o.max_tokens == -2) o.max_tokens = o.chat ? 1024 : 256;
+  if (o.sampling.temperature < 0) o.sampling.temperature = o.chat ? 0.7 : 0.0;
+  const auto file = File::open(o.model);
+  const auto tokenizer = Tokenizer::load(*file);
+  const std::string text = o.file.empty() ? o.prompt : tool::read_text(o.file);
+  Decoder decoder(file, tool::make_backend(o.backend, o.threads),
+                  {.context = o.context, .exact = o.exact});
+  Sampler sampler(o.sampling);
+  tool::notice(o.quiet, decoder.backend().description());
+  struct sigaction action {};
+  action.sa_handler = on_interrupt;
+  sigaction(SIGINT, &action, nullptr);
+
+  const Generator::Show show = o.json ? Generator::Show([](std::string_view) {})
+                                      : Generator::Show(tool::print);
+  Answer answer;
+  if (o.chat) {
+    const ChatTemplate& chat = template_of(o, *file);
+    tool::notice(o.quiet, fmt::format("template {}, stop tokens {}", chat.name(),
+                                      fmt::join(chat_stop_ids(*tokenizer, chat), " ")));
+    ChatSession session(decoder, *tokenizer, sampler, chat, o.system, o.stops);
+    if (!one_shot) {
+      chat_repl(session, o.max_tokens, o.quiet, interrupted);
+      if (!o.quiet) fmt::print(stderr, "{}\n", session.stats().line());
+      return;
+    }
+    answer = session.say(text, o.max_tokens, show, interrupted);
+  } else {
+    const auto ids = prompt_ids(*tokenizer, text);
+    const auto stop_ids = tokenizer->stop_ids();
+    Generator generator(decoder, *tokenizer, sampler, {stop_ids.begin(), stop_ids.end()}, o.stops);
+    answer = generator.run(ids, o.max_tokens, show, interrupted);
+  }
+  if (o.json) return print_json(answer);
+  tool::print("\n");
+  if (answer.ending == Ending::context_full) {
+    tool::notice(o.quiet, "the context is full: --ctx makes it larger");
+  }
+  if (!o.quiet) fmt::print(stderr, "{}\n", answer.stats.line());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Runs a .oq model: goes on from a prompt, or chats", "oq-run");
+  Options o;
+  add_options(app, o);
+  return oq::tool::run(app, argc, argv, [&] {
+    const bool one_shot = app.count("--prompt") + app.count("--file") > 0;
+    run(o, one_shot);
+  });
+}
