@@ -1,13 +1,13 @@
 #include "bench/bandwidth.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "format/error.h"
 
@@ -77,7 +77,8 @@ Reader widest_reader() {
 std::byte* map_buffer(size_t bytes, int advice) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) {
-    throw Error({.what = "no memory for the bandwidth probe", .where = "oq-bench",
+    throw Error({.what = "no memory for the bandwidth probe",
+                 .where = "oq-bench",
                  .hint = "free some memory"});
   }
   madvise(p, bytes, advice);  // a wish: systems without huge pages give what they have

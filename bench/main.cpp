@@ -1,12 +1,11 @@
+#include <chrono>
+
 #include <fmt/format.h>
 #include <sys/resource.h>
 
-#include <chrono>
-#include <nlohmann/json.hpp>
-
 #include "bench/throughput.h"
 #include "tools/common/backend.h"
-#include "tools/common/cli.h"
+#include "tools/common/json.h"
 
 namespace {
 
@@ -57,36 +56,40 @@ Report measure(const Options& o) {
 }
 
 void print_markdown(const Report& r) {
-  tool::print("| model | scheme | bits/weight | backend | test | tokens/s | min | max | GB/s | "
-              "share of read bandwidth |\n|---|---|---|---|---|---|---|---|---|---|\n");
+  tool::print(
+      "| model | scheme | bits/weight | backend | test | tokens/s | min | max | GB/s | "
+      "share of read bandwidth |\n|---|---|---|---|---|---|---|---|---|---|\n");
   for (const Throughput& t : r.results) {
     const std::string gbs = t.test.decode ? fmt::format("{:.1f}", t.bandwidth() / 1e9) : "";
-    const std::string share = t.test.decode ? fmt::format("{:.2f}", t.bandwidth() / r.bandwidth)
-                                            : "";
+    const std::string share =
+        t.test.decode ? fmt::format("{:.2f}", t.bandwidth() / r.bandwidth) : "";
     tool::print(fmt::format("| {} | {} | {:.2f} | {} | {} | {:.1f} | {:.1f} | {:.1f} | {} | {} |\n",
                             r.model, r.scheme, r.bits_per_weight, r.backend, t.test.name(),
                             t.median(), t.rates.front(), t.rates.back(), gbs, share));
   }
-  tool::print(fmt::format("\nread bandwidth {:.1f} GB/s; {:.1f} MB of weights per token; loaded in "
-                          "{:.1f} ms; peak memory with the probe {:.0f} MiB\n",
-                          r.bandwidth / 1e9, double(r.bytes_per_token) / 1e6,
-                          r.load_seconds * 1e3, r.peak_mib));
+  tool::print(fmt::format(
+      "\nread bandwidth {:.1f} GB/s; {:.1f} MB of weights per token; loaded in "
+      "{:.1f} ms; peak memory with the probe {:.0f} MiB\n",
+      r.bandwidth / 1e9, double(r.bytes_per_token) / 1e6, r.load_seconds * 1e3, r.peak_mib));
 }
 
 void print_json(const Report& r) {
   nlohmann::json results = nlohmann::json::array();
   for (const Throughput& t : r.results) {
-    results.push_back({{"test", t.test.name()}, {"tokens_per_second", t.median()},
-                       {"rates", t.rates}, {"bytes_per_token", t.bytes_per_token}});
+    results.push_back({{"test", t.test.name()},
+                       {"tokens_per_second", t.median()},
+                       {"rates", t.rates},
+                       {"bytes_per_token", t.bytes_per_token}});
   }
-  tool::print(nlohmann::json{{"model", r.model}, {"scheme", r.scheme}, {"backend", r.backend},
-                             {"bits_per_weight", r.bits_per_weight},
-                             {"load_seconds", r.load_seconds}, {"peak_mib", r.peak_mib},
-                             {"read_bandwidth", r.bandwidth},
-                             {"weight_bytes_per_token", r.bytes_per_token},
-                             {"results", results}}
-                  .dump() +
-              "\n");
+  tool::print_object({{"model", r.model},
+                      {"scheme", r.scheme},
+                      {"backend", r.backend},
+                      {"bits_per_weight", r.bits_per_weight},
+                      {"load_seconds", r.load_seconds},
+                      {"peak_mib", r.peak_mib},
+                      {"read_bandwidth", r.bandwidth},
+                      {"weight_bytes_per_token", r.bytes_per_token},
+                      {"results", results}});
 }
 
 }  // namespace

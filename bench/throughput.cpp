@@ -36,8 +36,8 @@ std::vector<Throughput> measure_throughput(Decoder& decoder, std::vector<Through
   for (const ThroughputTest& test : tests) {
     Throughput t{.test = test, .rates = {}};
     if (test.decode) {
-      t.bytes_per_token = double(decoder.bytes_per_token()) +
-                          double(decoder.kv_bytes((test.tokens - 1) / 2));
+      t.bytes_per_token =
+          double(decoder.bytes_per_token()) + double(decoder.kv_bytes((test.tokens - 1) / 2));
     }
     results.push_back(t);
   }

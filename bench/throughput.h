@@ -19,8 +19,8 @@ struct ThroughputTest {
 
 struct Throughput {
   ThroughputTest test;
-  std::vector<double> rates;         ///< tokens per second of each repetition, sorted
-  double bytes_per_token = 0;        ///< decode: weights and KV cache, on average
+  std::vector<double> rates;   ///< tokens per second of each repetition, sorted
+  double bytes_per_token = 0;  ///< decode: weights and KV cache, on average
 
   double median() const { return rates[rates.size() / 2]; }
   double bandwidth() const { return median() * bytes_per_token; }

@@ -48,12 +48,12 @@ class ByteReader {
 
   std::span<const std::byte> take(uint64_t n) {
     if (n > left()) {
-      throw Error({.what = "ends in the middle of a value",
-                   .where = where_,
-                   .expected = std::to_string(n) + " more bytes at offset " +
-                               std::to_string(position_),
-                   .found = std::to_string(left()),
-                   .hint = "the file is truncated or damaged"});
+      throw Error(
+          {.what = "ends in the middle of a value",
+           .where = where_,
+           .expected = std::to_string(n) + " more bytes at offset " + std::to_string(position_),
+           .found = std::to_string(left()),
+           .hint = "the file is truncated or damaged"});
     }
     auto part = data_.subspan(position_, size_t(n));
     position_ += size_t(n);

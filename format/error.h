@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace oq {
 
@@ -11,11 +12,11 @@ namespace oq {
 class Error : public std::runtime_error {
  public:
   struct Parts {
-    std::string what;          ///< what went wrong
-    std::string where = {};    ///< file, tensor, metadata key: the place to look at
+    std::string what;        ///< what went wrong
+    std::string where = {};  ///< file, tensor, metadata key: the place to look at
     std::string expected = {};
     std::string found = {};
-    std::string hint = {};     ///< what the user can do about it
+    std::string hint = {};  ///< what the user can do about it
   };
 
   explicit Error(Parts parts) : std::runtime_error(line(parts)), parts_(std::move(parts)) {}
@@ -38,5 +39,19 @@ class Error : public std::runtime_error {
 
   Parts parts_;
 };
+
+/// What `body` returns. An Error that it throws gets `place` put before its own, where it is not
+/// there already: metadata does not know which file it came from, but whoever loads it does.
+template <class Body>
+decltype(auto) with_place(const std::string& place, const Body& body) {
+  try {
+    return body();
+  } catch (const Error& e) {
+    if (e.parts().where.rfind(place, 0) == 0) throw;
+    Error::Parts parts = e.parts();
+    parts.where = parts.where.empty() ? place : place + ", " + parts.where;
+    throw Error(std::move(parts));
+  }
+}
 
 }  // namespace oq

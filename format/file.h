@@ -29,8 +29,8 @@ struct TensorInfo {
   Kind kind = Kind::f32;
   uint64_t rows = 1;
   uint64_t cols = 0;
-  Packing packing = {};     ///< meaningful for Kind::packed only
-  uint64_t offset = 0;      ///< in the file; the writer fills in these three
+  Packing packing = {};  ///< meaningful for Kind::packed only
+  uint64_t offset = 0;   ///< in the file; the writer fills in these three
   uint64_t bytes = 0;
   uint32_t crc = 0;
 

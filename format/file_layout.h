@@ -18,19 +18,19 @@ struct Header {
   uint16_t version_minor;
   uint32_t tensor_count;
   uint64_t file_bytes;
-  uint32_t metadata_offset;    ///< one of the region's two halves
+  uint32_t metadata_offset;  ///< one of the region's two halves
   uint32_t metadata_bytes;
   uint32_t metadata_capacity;  ///< of one half; the region starts right after the header
   uint32_t metadata_crc;
   uint64_t directory_offset;
   uint32_t directory_crc;
-  uint32_t reserved[2];        ///< 0
-  uint32_t header_crc;         ///< of the 60 bytes before it
+  uint32_t reserved[2];  ///< 0
+  uint32_t header_crc;   ///< of the 60 bytes before it
 };
 static_assert(sizeof(Header) == 64);
 
 struct Entry {
-  char name[56];               ///< NUL-padded, at least one NUL
+  char name[56];  ///< NUL-padded, at least one NUL
   uint64_t rows;
   uint64_t cols;
   uint64_t offset;
@@ -44,7 +44,7 @@ struct Entry {
   uint8_t five_levels;
   uint8_t zero_mode;
   uint8_t weak_bf16;
-  uint8_t reserved[17];        ///< 0
+  uint8_t reserved[17];  ///< 0
 };
 static_assert(sizeof(Entry) == 128);
 

@@ -1,13 +1,13 @@
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cmath>
-#include <cstring>
 
 #include "format/bytes.h"
 #include "format/crc32c.h"
@@ -18,21 +18,23 @@ namespace {
 
 constexpr const char* kDamaged = "the file is damaged: convert or copy it again";
 
-uint32_t crc_of(const void* p, size_t n) {
-  return crc32c({static_cast<const std::byte*>(p), n});
-}
+uint32_t crc_of(const void* p, size_t n) { return crc32c({static_cast<const std::byte*>(p), n}); }
 
 Packing packing_of(const disk::Entry& e) {
-  return {.bits = e.bits, .five_levels = e.five_levels != 0, .zero_mode = ZeroMode(e.zero_mode),
-          .zero = e.zero, .group = e.group, .weak_columns = e.weak_columns,
+  return {.bits = e.bits,
+          .five_levels = e.five_levels != 0,
+          .zero_mode = ZeroMode(e.zero_mode),
+          .zero = e.zero,
+          .group = e.group,
+          .weak_columns = e.weak_columns,
           .weak_bf16 = e.weak_bf16 != 0};
 }
 
 /// Every value of an entry that is not held by its size and place.
 bool plain_values(const disk::Entry& e) {
   const bool bools = e.five_levels <= 1 && e.weak_bf16 <= 1 && e.zero_mode <= 2;
-  const bool reserved = std::all_of(std::begin(e.reserved), std::end(e.reserved),
-                                    [](uint8_t b) { return b == 0; });
+  const bool reserved =
+      std::all_of(std::begin(e.reserved), std::end(e.reserved), [](uint8_t b) { return b == 0; });
   const bool kind = e.kind >= uint8_t(Kind::f32) && e.kind <= uint8_t(Kind::packed);
   const bool name = e.name[0] != '\0' && e.name[sizeof(e.name) - 1] == '\0';
   return bools && reserved && kind && name;
@@ -42,11 +44,16 @@ bool plain_values(const disk::Entry& e) {
 
 std::string_view to_string(Kind kind) {
   switch (kind) {
-    case Kind::f32: return "f32";
-    case Kind::f16: return "f16";
-    case Kind::bf16: return "bf16";
-    case Kind::bytes: return "bytes";
-    case Kind::packed: return "packed";
+    case Kind::f32:
+      return "f32";
+    case Kind::f16:
+      return "f16";
+    case Kind::bf16:
+      return "bf16";
+    case Kind::bytes:
+      return "bytes";
+    case Kind::packed:
+      return "packed";
   }
   return "unknown";
 }
@@ -56,8 +63,10 @@ uint64_t TensorInfo::expected_bytes() const {
   const uint64_t size = kind == Kind::f32 ? 4 : kind == Kind::bytes ? 1 : 2;
   uint64_t n = 0;
   if (rows == 0 || cols == 0 || !checked_mul(rows, cols, n) || !checked_mul(n, size, n)) {
-    throw Error({.what = "tensor has no usable size", .where = "tensor '" + name + "'",
-                 .found = fmt::format("[{}, {}]", rows, cols), .hint = kDamaged});
+    throw Error({.what = "tensor has no usable size",
+                 .where = "tensor '" + name + "'",
+                 .found = fmt::format("[{}, {}]", rows, cols),
+                 .hint = kDamaged});
   }
   return n;
 }
@@ -65,8 +74,10 @@ uint64_t TensorInfo::expected_bytes() const {
 std::shared_ptr<const File> File::open(const std::filesystem::path& path) {
   std::shared_ptr<File> file(new File);
   file->path_ = path;
-  file->map();
-  file->read_header();
+  with_place(path.string(), [&] {
+    file->map();
+    file->read_header();
+  });
   return file;
 }
 
@@ -80,7 +91,7 @@ Error File::error(Error::Parts parts) const {
 }
 
 void File::map() {
-  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe: no wait
   if (fd < 0) {
     throw error({.what = std::string("cannot be opened: ") + std::strerror(errno),
                  .hint = "check the path and its permissions"});
@@ -105,8 +116,8 @@ void File::read_header() {
   disk::Header h;
   std::memcpy(&h, map_.data(), sizeof(h));
   if (std::memcmp(h.magic, disk::kMagic, sizeof(h.magic)) != 0) {
-    throw error({.what = "is not a .oq file: wrong magic bytes",
-                 .hint = "make one with oq-convert"});
+    throw error(
+        {.what = "is not a .oq file: wrong magic bytes", .hint = "make one with oq-convert"});
   }
   if (h.version_major != kVersionMajor) {
     throw error({.what = "was written by another version of OQ",
@@ -119,7 +130,8 @@ void File::read_header() {
     throw error({.what = "header's checksum is wrong", .hint = kDamaged});
   }
   if (h.file_bytes != map_.size()) {
-    throw error({.what = "file has the wrong size", .expected = std::to_string(h.file_bytes),
+    throw error({.what = "file has the wrong size",
+                 .expected = std::to_string(h.file_bytes),
                  .found = std::to_string(map_.size()),
                  .hint = "it was truncated or changed: convert or copy it again"});
   }
@@ -152,8 +164,13 @@ void File::read_directory(std::span<const std::byte> directory, uint64_t data_of
                    .where = fmt::format("entry {}", i),
                    .hint = "use a newer OQ, or convert the checkpoint again"});
     }
-    const TensorInfo info{.name = e.name, .kind = Kind(e.kind), .rows = e.rows, .cols = e.cols,
-                          .packing = packing_of(e), .offset = e.offset, .bytes = e.bytes,
+    const TensorInfo info{.name = e.name,
+                          .kind = Kind(e.kind),
+                          .rows = e.rows,
+                          .cols = e.cols,
+                          .packing = packing_of(e),
+                          .offset = e.offset,
+                          .bytes = e.bytes,
                           .crc = e.crc};
     uint64_t end = 0;
     if (!checked_add(e.offset, e.bytes, end) || end > map_.size() || e.offset < data_offset ||
@@ -161,7 +178,8 @@ void File::read_directory(std::span<const std::byte> directory, uint64_t data_of
       throw error({.what = "tensor's place or size does not fit the file",
                    .where = "tensor '" + info.name + "'",
                    .expected = fmt::format("{} bytes inside the data", info.expected_bytes()),
-                   .found = fmt::format("{} bytes at {}", e.bytes, e.offset), .hint = kDamaged});
+                   .found = fmt::format("{} bytes at {}", e.bytes, e.offset),
+                   .hint = kDamaged});
     }
     data_offset = end;  // ascending, so no two overlap
     tensors_.push_back(info);
@@ -169,7 +187,8 @@ void File::read_directory(std::span<const std::byte> directory, uint64_t data_of
   for (size_t i = 0; i < n; ++i) {
     if (!index_.emplace(tensors_[i].name, i).second) {
       throw error({.what = "two tensors have one name",
-                   .where = "tensor '" + tensors_[i].name + "'", .hint = kDamaged});
+                   .where = "tensor '" + tensors_[i].name + "'",
+                   .hint = kDamaged});
     }
   }
   for (const TensorInfo& t : tensors_) {
@@ -179,7 +198,8 @@ void File::read_directory(std::span<const std::byte> directory, uint64_t data_of
         std::adjacent_find(weak.begin(), weak.end(), std::greater_equal<>()) == weak.end();
     if (!ascending || (!weak.empty() && weak.back() >= t.cols)) {
       throw error({.what = "weak columns are not ascending indices of columns",
-                   .where = "tensor '" + t.name + "'", .hint = kDamaged});
+                   .where = "tensor '" + t.name + "'",
+                   .hint = kDamaged});
     }
   }
 }
@@ -191,7 +211,8 @@ const TensorInfo* File::find(std::string_view name) const {
 
 const TensorInfo& File::tensor(std::string_view name) const {
   if (const TensorInfo* info = find(name)) return *info;
-  throw error({.what = "tensor is missing", .where = "tensor '" + std::string(name) + "'",
+  throw error({.what = "tensor is missing",
+               .where = "tensor '" + std::string(name) + "'",
                .hint = "convert the checkpoint again"});
 }
 
@@ -205,20 +226,21 @@ void File::verify() const {
 }
 
 void File::verify_gaps() const {
-  std::vector<std::span<const std::byte>> used = {map_.first(sizeof(disk::Header)),
-                                                  metadata_bytes_, directory_bytes_};
+  std::vector<std::span<const std::byte>> used = {map_.first(sizeof(disk::Header)), metadata_bytes_,
+                                                  directory_bytes_};
   for (const TensorInfo& t : tensors_) used.push_back(data(t));
   used.push_back(map_.last(0));
   const std::byte* at = map_.data();
   for (const auto& part : used) {
-    const auto* stray = std::find_if(at, part.data(), [](std::byte b) { return b != std::byte(0); });
+    const auto* stray =
+        std::find_if(at, part.data(), [](std::byte b) { return b != std::byte(0); });
     if (at < part.data() && stray != part.data()) {
       const auto offset = size_t(stray - map_.data());
       const bool edit = offset < size_t(directory_bytes_.data() - map_.data());
-      throw error({.what = "bytes that hold nothing are not zero",
-                   .where = fmt::format("offset {}", offset),
-                   .hint = edit ? "the file is damaged, or an edit was interrupted: repeat it"
-                                : kDamaged});
+      throw error(
+          {.what = "bytes that hold nothing are not zero",
+           .where = fmt::format("offset {}", offset),
+           .hint = edit ? "the file is damaged, or an edit was interrupted: repeat it" : kDamaged});
     }
     at = part.data() + part.size();
   }
@@ -228,8 +250,10 @@ void File::verify(const TensorInfo& info) const {
   const std::string where = "tensor '" + info.name + "'";
   const uint32_t crc = crc32c(data(info));
   if (crc != info.crc) {
-    throw error({.what = "checksum is wrong", .where = where,
-                 .expected = fmt::format("{:08x}", info.crc), .found = fmt::format("{:08x}", crc),
+    throw error({.what = "checksum is wrong",
+                 .where = where,
+                 .expected = fmt::format("{:08x}", info.crc),
+                 .found = fmt::format("{:08x}", crc),
                  .hint = kDamaged});
   }
   if (info.kind != Kind::packed) return;
@@ -237,8 +261,10 @@ void File::verify(const TensorInfo& info) const {
   for (uint64_t row = 0; row < info.rows; ++row) {
     for (uint64_t g = 0; g < view.layout().groups; ++g) {
       if (std::isfinite(view.scale(row, g))) continue;
-      throw error({.what = "scale is not finite", .where = where,
-                   .found = fmt::format("row {}, group {}", row, g), .hint = kDamaged});
+      throw error({.what = "scale is not finite",
+                   .where = where,
+                   .found = fmt::format("row {}, group {}", row, g),
+                   .hint = kDamaged});
     }
   }
 }

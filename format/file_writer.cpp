@@ -1,11 +1,11 @@
+#include <cerrno>
+#include <cstring>
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 
 #include "format/bytes.h"
 #include "format/crc32c.h"
@@ -51,9 +51,11 @@ void seal(disk::Header& h) {
 }
 
 Error metadata_too_large(const std::filesystem::path& path, size_t bytes, uint64_t room) {
-  return Error({.what = "metadata does not fit its region", .where = path.string(),
+  return Error({.what = "metadata does not fit its region",
+                .where = path.string(),
                 .expected = fmt::format("at most {} bytes", room),
-                .found = std::to_string(bytes), .hint = "shorten the values"});
+                .found = std::to_string(bytes),
+                .hint = "shorten the values"});
 }
 
 /// The whole of `data` at `offset`; false with errno set otherwise.
@@ -90,14 +92,16 @@ Writer::Writer(std::filesystem::path path, size_t max_tensors, size_t metadata_r
   std::error_code ignored;
   if (std::filesystem::exists(path_, ignored) &&
       !std::filesystem::is_regular_file(path_, ignored)) {
-    throw Error({.what = "is not a regular file, so it is not replaced", .where = path_.string(),
+    throw Error({.what = "is not a regular file, so it is not replaced",
+                 .where = path_.string(),
                  .hint = "choose another output"});
   }
   fd_ = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd_ < 0) throw io_error("cannot be created");
   if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
     close(fd_);
-    throw Error({.what = "is being written by another process", .where = part_.string(),
+    throw Error({.what = "is being written by another process",
+                 .where = part_.string(),
                  .hint = "wait for it to end, or choose another output"});
   }
   if (ftruncate(fd_, 0) != 0) {
@@ -116,7 +120,8 @@ Writer::~Writer() {
 Error Writer::io_error(const std::string& what) const {
   const int error = errno;
   const bool full = error == ENOSPC || error == EFBIG || error == EDQUOT;
-  return Error({.what = what + ": " + std::strerror(error), .where = part_.string(),
+  return Error({.what = what + ": " + std::strerror(error),
+                .where = part_.string(),
                 .hint = full ? "free some space or choose another folder; nothing was replaced"
                              : "check the folder and its permissions; nothing was replaced"});
 }
@@ -136,11 +141,13 @@ void Writer::begin(TensorInfo info) {
   if (open_tensor_ || tensors_.size() == max_tensors_) {
     throw Error({.what = open_tensor_ ? "the tensor before it was not ended"
                                       : "more tensors than the directory has room for",
-                 .where = where, .expected = fmt::format("at most {}", max_tensors_)});
+                 .where = where,
+                 .expected = fmt::format("at most {}", max_tensors_)});
   }
   if (info.name.empty() || info.name.size() >= sizeof(disk::Entry::name) ||
       info.name.find('\0') != std::string::npos) {
-    throw Error({.what = "tensor's name cannot be stored", .where = where,
+    throw Error({.what = "tensor's name cannot be stored",
+                 .where = where,
                  .expected = fmt::format("1..{} bytes", sizeof(disk::Entry::name) - 1),
                  .found = std::to_string(info.name.size())});
   }
@@ -171,7 +178,8 @@ void Writer::end() {
   if (!open_tensor_ || written_ != t.bytes) {
     throw Error({.what = "fewer bytes than the tensor has",
                  .where = path_.string() + ", tensor '" + t.name + "'",
-                 .expected = std::to_string(t.bytes), .found = std::to_string(written_)});
+                 .expected = std::to_string(t.bytes),
+                 .found = std::to_string(written_)});
   }
   open_tensor_ = false;
   position_ = t.offset + t.bytes;
@@ -220,7 +228,8 @@ void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadat
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   const auto fail = [&](const char* what) {
     const Error e({.what = std::string(what) + ": " + std::strerror(errno),
-                   .where = path.string(), .hint = "the old metadata is still in force"});
+                   .where = path.string(),
+                   .hint = "the old metadata is still in force"});
     if (fd >= 0) close(fd);
     return e;
   };

@@ -1,11 +1,11 @@
 #include "format/metadata.h"
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
 #include <array>
 #include <charconv>
 #include <cmath>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "format/bytes.h"
 
@@ -13,7 +13,7 @@ namespace oq {
 namespace {
 
 constexpr std::array<const char*, 7> kTypeNames = {
-    "bool", "integer", "number", "string", "list of integers", "list of numbers",
+    "bool",           "integer", "number", "string", "list of integers", "list of numbers",
     "list of strings"};
 static_assert(kTypeNames.size() == std::variant_size_v<Metadata::Value>);
 
@@ -54,20 +54,31 @@ Metadata::Value decode_value(ByteReader& in, uint8_t type, const std::string& wh
     case 0: {
       const uint8_t b = in.read<uint8_t>();
       if (b > 1) {
-        throw Error({.what = "a bool is neither 0 nor 1", .where = where,
-                     .found = std::to_string(b), .hint = "the file is damaged"});
+        throw Error({.what = "a bool is neither 0 nor 1",
+                     .where = where,
+                     .found = std::to_string(b),
+                     .hint = "the file is damaged"});
       }
       return b == 1;
     }
-    case 1: return decode_one<int64_t>(in);
-    case 2: return decode_one<double>(in);
-    case 3: return decode_one<std::string>(in);
-    case 4: return decode_list<int64_t>(in);
-    case 5: return decode_list<double>(in);
-    case 6: return decode_list<std::string>(in);
+    case 1:
+      return decode_one<int64_t>(in);
+    case 2:
+      return decode_one<double>(in);
+    case 3:
+      return decode_one<std::string>(in);
+    case 4:
+      return decode_list<int64_t>(in);
+    case 5:
+      return decode_list<double>(in);
+    case 6:
+      return decode_list<std::string>(in);
     default:
-      throw Error({.what = "unknown metadata type", .where = where, .expected = "0..6",
-                   .found = std::to_string(type), .hint = "the file is damaged"});
+      throw Error({.what = "unknown metadata type",
+                   .where = where,
+                   .expected = "0..6",
+                   .found = std::to_string(type),
+                   .hint = "the file is damaged"});
   }
 }
 
@@ -109,8 +120,10 @@ const Metadata::Value* Metadata::find(std::string_view key) const {
 int64_t Metadata::get_int(std::string_view key, int64_t low, int64_t high) const {
   const int64_t v = get<int64_t>(key);
   if (v < low || v > high) {
-    throw Error({.what = "value is out of range", .where = "metadata '" + std::string(key) + "'",
-                 .expected = fmt::format("{}..{}", low, high), .found = std::to_string(v)});
+    throw Error({.what = "value is out of range",
+                 .where = "metadata '" + std::string(key) + "'",
+                 .expected = fmt::format("{}..{}", low, high),
+                 .found = std::to_string(v)});
   }
   return v;
 }
@@ -133,65 +146,77 @@ Metadata Metadata::decode(std::span<const std::byte> bytes, const std::string& w
   for (size_t i = 0; i < n; ++i) {
     std::string key(in.read_string<uint16_t>());
     if (!m.entries_.empty() && key <= m.entries_.rbegin()->first) {
-      throw Error({.what = "metadata keys are not sorted and unique", .where = where,
-                   .found = "'" + key + "'", .hint = "the file is damaged"});
+      throw Error({.what = "metadata keys are not sorted and unique",
+                   .where = where,
+                   .found = "'" + key + "'",
+                   .hint = "the file is damaged"});
     }
     const uint8_t type = in.read<uint8_t>();
     m.entries_.emplace_hint(m.entries_.end(), std::move(key), decode_value(in, type, where));
   }
   if (in.left() != 0) {
-    throw Error({.what = "bytes are left over after the metadata", .where = where,
-                 .found = std::to_string(in.left()), .hint = "the file is damaged"});
+    throw Error({.what = "bytes are left over after the metadata",
+                 .where = where,
+                 .found = std::to_string(in.left()),
+                 .hint = "the file is damaged"});
   }
   return m;
 }
 
 std::string Metadata::to_text(const Value& value) {
-  return std::visit([](const auto& v) -> std::string {
-    using T = std::decay_t<decltype(v)>;
-    if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
-      return fmt::format("{}", v);
-    } else {
-      return fmt::format("{}", fmt::join(v, ","));
-    }
-  }, value);
+  return std::visit(
+      [](const auto& v) -> std::string {
+        using T = std::decay_t<decltype(v)>;
+        if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>) {
+          return fmt::format("{}", v);
+        } else {
+          return fmt::format("{}", fmt::join(v, ","));
+        }
+      },
+      value);
 }
 
 Metadata::Value Metadata::from_text(std::string_view text, const Value& like) {
-  return std::visit([text](const auto& v) -> Value {
-    using T = std::decay_t<decltype(v)>;
-    if constexpr (std::is_same_v<T, bool>) {
-      if (text != "true" && text != "false") {
-        throw Error({.what = "not a bool", .expected = "true or false",
-                     .found = "'" + std::string(text) + "'"});
-      }
-      return text == "true";
-    } else if constexpr (std::is_arithmetic_v<T>) {
-      return parse_number<T>(text);
-    } else if constexpr (std::is_same_v<T, std::string>) {
-      return std::string(text);
-    } else {
-      T list;
-      for (std::string_view part : split_commas(text)) {
-        if constexpr (std::is_same_v<T, std::vector<std::string>>) {
-          list.emplace_back(part);
+  return std::visit(
+      [text](const auto& v) -> Value {
+        using T = std::decay_t<decltype(v)>;
+        if constexpr (std::is_same_v<T, bool>) {
+          if (text != "true" && text != "false") {
+            throw Error({.what = "not a bool",
+                         .expected = "true or false",
+                         .found = "'" + std::string(text) + "'"});
+          }
+          return text == "true";
+        } else if constexpr (std::is_arithmetic_v<T>) {
+          return parse_number<T>(text);
+        } else if constexpr (std::is_same_v<T, std::string>) {
+          return std::string(text);
         } else {
-          list.push_back(parse_number<typename T::value_type>(part));
+          T list;
+          for (std::string_view part : split_commas(text)) {
+            if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+              list.emplace_back(part);
+            } else {
+              list.push_back(parse_number<typename T::value_type>(part));
+            }
+          }
+          return list;
         }
-      }
-      return list;
-    }
-  }, like);
+      },
+      like);
 }
 
 Error Metadata::missing(std::string_view key) {
-  return Error({.what = "metadata key is missing", .where = "'" + std::string(key) + "'",
+  return Error({.what = "metadata key is missing",
+                .where = "'" + std::string(key) + "'",
                 .hint = "convert the model again with this version of oq-convert"});
 }
 
 Error Metadata::wrong_type(std::string_view key, size_t expected, size_t found) {
-  return Error({.what = "metadata has the wrong type", .where = "'" + std::string(key) + "'",
-                .expected = kTypeNames.at(expected), .found = kTypeNames.at(found)});
+  return Error({.what = "metadata has the wrong type",
+                .where = "'" + std::string(key) + "'",
+                .expected = kTypeNames.at(expected),
+                .found = kTypeNames.at(found)});
 }
 
 }  // namespace oq

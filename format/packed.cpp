@@ -1,9 +1,9 @@
 #include "format/packed.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
+
+#include <fmt/format.h>
 
 #include "format/bytes.h"
 #include "format/error.h"
@@ -16,8 +16,8 @@ constexpr uint64_t kSectionAlign = 64;
 constexpr uint64_t kTail = 8;  ///< readable bytes after the zero points, so that one load takes all
 
 Error bad_packing(std::string what, std::string expected, std::string found) {
-  return Error({.what = std::move(what), .expected = std::move(expected),
-                .found = std::move(found)});
+  return Error(
+      {.what = std::move(what), .expected = std::move(expected), .found = std::move(found)});
 }
 
 void check_packing(uint64_t rows, uint64_t cols, const Packing& p) {
@@ -44,9 +44,12 @@ void check_packing(uint64_t rows, uint64_t cols, const Packing& p) {
 
 uint32_t zero_bytes_of(const Packing& p) {
   switch (p.zero_mode) {
-    case ZeroMode::constant: return 0;
-    case ZeroMode::code_width: return p.five_levels ? 3 : p.bits;
-    case ZeroMode::i16: return 2 * kPanelRows;
+    case ZeroMode::constant:
+      return 0;
+    case ZeroMode::code_width:
+      return p.five_levels ? 3 : p.bits;
+    case ZeroMode::i16:
+      return 2 * kPanelRows;
   }
   return 0;
 }
@@ -161,8 +164,10 @@ int PackedView::zero(uint64_t row, uint64_t group) const {
   const uint8_t* z = zeros(row / kPanelRows) + group * layout_.zero_bytes;
   const auto lane = uint32_t(row % kPanelRows);
   switch (p.zero_mode) {
-    case ZeroMode::constant: return p.zero;
-    case ZeroMode::code_width: return read_bits(z, lane * layout_.zero_bytes, layout_.zero_bytes);
+    case ZeroMode::constant:
+      return p.zero;
+    case ZeroMode::code_width:
+      return read_bits(z, lane * layout_.zero_bytes, layout_.zero_bytes);
     case ZeroMode::i16: {
       int16_t v;
       std::memcpy(&v, z + 2 * lane, 2);
@@ -216,13 +221,13 @@ PackedBuilder::PackedBuilder(uint64_t rows, uint64_t cols, const Packing& packin
 
 void PackedBuilder::set_codes(uint64_t row, std::span<const uint8_t> codes) {
   const Packing& p = layout_.packing;
-  const auto bad = std::find_if(codes.begin(), codes.end(),
-                                [&](uint8_t c) { return int(c) > p.max_code(); });
+  const auto bad =
+      std::find_if(codes.begin(), codes.end(), [&](uint8_t c) { return int(c) > p.max_code(); });
   if (codes.size() != layout_.cols || bad != codes.end()) {
-    throw bad_packing("codes do not fit the packing",
-                      fmt::format("{} codes up to {}", layout_.cols, p.max_code()),
-                      bad != codes.end() ? fmt::format("code {}", *bad)
-                                         : fmt::format("{} codes", codes.size()));
+    throw bad_packing(
+        "codes do not fit the packing",
+        fmt::format("{} codes up to {}", layout_.cols, p.max_code()),
+        bad != codes.end() ? fmt::format("code {}", *bad) : fmt::format("{} codes", codes.size()));
   }
   auto* panel = reinterpret_cast<uint8_t*>(bytes_.data()) + row / kPanelRows * layout_.panel_bytes;
   const auto at = [&](uint64_t k) -> uint8_t { return k < codes.size() ? codes[k] : 0; };
@@ -230,8 +235,8 @@ void PackedBuilder::set_codes(uint64_t row, std::span<const uint8_t> codes) {
   for (uint64_t b = 0; b < layout_.blocks; ++b) {
     const uint64_t k = b * layout_.block_cols;
     for (uint32_t i = 0; i < 32; ++i) {
-      fields[i] = p.five_levels ? uint8_t(at(k + i) + 5 * at(k + i + 32) + 25 * at(k + i + 64))
-                                : at(k + i);
+      fields[i] =
+          p.five_levels ? uint8_t(at(k + i) + 5 * at(k + i + 32) + 25 * at(k + i + 64)) : at(k + i);
     }
     BlockRow::write(panel + b * layout_.field_bits * kVectorBytes, uint32_t(row % kPanelRows),
                     layout_.field_bits, fields);
@@ -265,15 +270,14 @@ void PackedBuilder::set_zero(uint64_t row, uint64_t group, int zero) {
 }
 
 void PackedBuilder::set_weak_indices(std::span<const uint32_t> indices) {
-  const bool ascending = std::adjacent_find(indices.begin(), indices.end(),
-                                            std::greater_equal<>()) == indices.end();
+  const bool ascending =
+      std::adjacent_find(indices.begin(), indices.end(), std::greater_equal<>()) == indices.end();
   if (indices.size() != layout_.packing.weak_columns || !ascending ||
       (!indices.empty() && indices.back() >= layout_.cols)) {
-    throw bad_packing("weak columns do not fit the packing",
-                      fmt::format("{} ascending indices below {}", layout_.packing.weak_columns,
-                                  layout_.cols),
-                      fmt::format("{} indices{}", indices.size(),
-                                  ascending ? "" : ", not ascending"));
+    throw bad_packing(
+        "weak columns do not fit the packing",
+        fmt::format("{} ascending indices below {}", layout_.packing.weak_columns, layout_.cols),
+        fmt::format("{} indices{}", indices.size(), ascending ? "" : ", not ascending"));
   }
   if (!indices.empty()) {
     std::memcpy(bytes_.data() + layout_.weak_index_offset, indices.data(), indices.size_bytes());
@@ -282,8 +286,8 @@ void PackedBuilder::set_weak_indices(std::span<const uint32_t> indices) {
 
 void PackedBuilder::set_weak_weight(uint64_t row, uint32_t i, float weight) {
   auto* weak = reinterpret_cast<uint16_t*>(bytes_.data() + layout_.weak_offset);
-  const uint64_t at = (row / kPanelRows * layout_.packing.weak_columns + i) * kPanelRows +
-                      row % kPanelRows;
+  const uint64_t at =
+      (row / kPanelRows * layout_.packing.weak_columns + i) * kPanelRows + row % kPanelRows;
   weak[at] = layout_.packing.weak_bf16 ? to_bf16(weight).bits : to_f16(weight).bits;
 }
 

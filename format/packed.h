@@ -18,21 +18,21 @@ enum class ZeroMode : uint8_t {
 
 /// What a packed tensor's directory entry says beyond its shape.
 struct Packing {
-  uint8_t bits = 4;                ///< 2..8
-  bool five_levels = false;        ///< w2*: codes 0..4, three to a field of 7 bits
+  uint8_t bits = 4;          ///< 2..8
+  bool five_levels = false;  ///< w2*: codes 0..4, three to a field of 7 bits
   ZeroMode zero_mode = ZeroMode::code_width;
-  int16_t zero = 0;                ///< ZeroMode::constant's number
-  uint32_t group = 0;              ///< columns that share a scale, a multiple of 32; 0 = all
-  uint32_t weak_columns = 0;       ///< how many columns are kept in 16-bit floats (OWQ)
-  bool weak_bf16 = false;          ///< bf16 instead of f16 weak weights
+  int16_t zero = 0;           ///< ZeroMode::constant's number
+  uint32_t group = 0;         ///< columns that share a scale, a multiple of 32; 0 = all
+  uint32_t weak_columns = 0;  ///< how many columns are kept in 16-bit floats (OWQ)
+  bool weak_bf16 = false;     ///< bf16 instead of f16 weak weights
 
   int max_code() const { return five_levels ? 4 : (1 << bits) - 1; }
 
   friend bool operator==(const Packing&, const Packing&) = default;
 };
 
-constexpr uint32_t kPanelRows = 8;    ///< rows that are interleaved
-constexpr uint32_t kBlockCols = 32;   ///< columns of one block of codes
+constexpr uint32_t kPanelRows = 8;   ///< rows that are interleaved
+constexpr uint32_t kBlockCols = 32;  ///< columns of one block of codes
 
 /// Where everything lies inside a packed tensor. SPEC.md, "Packed tensors", has the pictures.
 ///
@@ -44,21 +44,21 @@ struct PackedLayout {
   uint64_t rows = 0, cols = 0;
   Packing packing;
 
-  uint64_t panels = 0;            ///< ceil(rows / 8)
-  uint64_t blocks = 0;            ///< column blocks in a panel
-  uint32_t block_cols = 0;        ///< 32, or 96 at w2*
-  uint32_t field_bits = 0;        ///< packing.bits, or 7 at w2*
-  uint64_t padded_cols = 0;       ///< blocks * block_cols
-  uint64_t group = 0;             ///< columns in a group (cols rounded up to 32 when per row)
-  uint64_t groups = 0;            ///< ceil(cols / group)
-  uint32_t zero_bytes = 0;        ///< of one panel's zero points of one group
+  uint64_t panels = 0;       ///< ceil(rows / 8)
+  uint64_t blocks = 0;       ///< column blocks in a panel
+  uint32_t block_cols = 0;   ///< 32, or 96 at w2*
+  uint32_t field_bits = 0;   ///< packing.bits, or 7 at w2*
+  uint64_t padded_cols = 0;  ///< blocks * block_cols
+  uint64_t group = 0;        ///< columns in a group (cols rounded up to 32 when per row)
+  uint64_t groups = 0;       ///< ceil(cols / group)
+  uint32_t zero_bytes = 0;   ///< of one panel's zero points of one group
 
-  uint64_t panel_bytes = 0;       ///< of one panel's codes
-  uint64_t scales_offset = 0;     ///< f16 [panels][groups][8]
-  uint64_t zeros_offset = 0;      ///< [panels][groups][zero_bytes]
-  uint64_t weak_index_offset = 0; ///< u32 [weak_columns], ascending
-  uint64_t weak_offset = 0;       ///< f16 or bf16 [panels][weak_columns][8]
-  uint64_t bytes = 0;             ///< of the whole tensor
+  uint64_t panel_bytes = 0;        ///< of one panel's codes
+  uint64_t scales_offset = 0;      ///< f16 [panels][groups][8]
+  uint64_t zeros_offset = 0;       ///< [panels][groups][zero_bytes]
+  uint64_t weak_index_offset = 0;  ///< u32 [weak_columns], ascending
+  uint64_t weak_offset = 0;        ///< f16 or bf16 [panels][weak_columns][8]
+  uint64_t bytes = 0;              ///< of the whole tensor
 
   /// Throws oq::Error when the packing is not one of the format's, or a size overflows.
   static PackedLayout of(uint64_t rows, uint64_t cols, const Packing& packing);

@@ -11,14 +11,14 @@ namespace oq {
 ///
 /// `a` is the inputs of the blocks' linears only; embedding and head are not part of a scheme.
 struct Scheme {
-  int weight_bits = 16;        ///< 2..8, or 16 for unquantized
-  bool five_levels = false;    ///< `*`: ABQ's five levels, stored at 2.33 bits; weight_bits is 2
-  bool symmetric = false;      ///< `s`: one constant zero point for the whole tensor
-  int activation_bits = 16;    ///< 2..8, or 16 for unquantized
-  bool per_tensor = false;     ///< `t`: one activation range per forward call instead of per token
-  uint32_t group = 0;          ///< input columns that share a scale; 0 = the whole row
-  int query_bits = 16;         ///< 2..8 or 16
-  int kv_bits = 16;            ///< 2..8 or 16
+  int weight_bits = 16;      ///< 2..8, or 16 for unquantized
+  bool five_levels = false;  ///< `*`: ABQ's five levels, stored at 2.33 bits; weight_bits is 2
+  bool symmetric = false;    ///< `s`: one constant zero point for the whole tensor
+  int activation_bits = 16;  ///< 2..8, or 16 for unquantized
+  bool per_tensor = false;   ///< `t`: one activation range per forward call instead of per token
+  uint32_t group = 0;        ///< input columns that share a scale; 0 = the whole row
+  int query_bits = 16;       ///< 2..8 or 16
+  int kv_bits = 16;          ///< 2..8 or 16
 
   bool quantizes_weights() const { return weight_bits < 16; }
   std::string str() const;

@@ -1,10 +1,10 @@
 #include "runtime/config.h"
 
-#include <fmt/format.h>
-
 #include <array>
 #include <cmath>
 #include <utility>
+
+#include <fmt/format.h>
 
 namespace oq {
 namespace {
@@ -20,8 +20,11 @@ constexpr int64_t kMaxWidth = 1 << 24;
 
 void require(bool ok, const char* what, std::string expected, std::string found) {
   if (ok) return;
-  throw Error({.what = what, .where = "model config", .expected = std::move(expected),
-               .found = std::move(found), .hint = "convert the checkpoint again"});
+  throw Error({.what = what,
+               .where = "model config",
+               .expected = std::move(expected),
+               .found = std::move(found),
+               .hint = "convert the checkpoint again"});
 }
 
 }  // namespace
@@ -37,7 +40,8 @@ Activation parse_activation(std::string_view name) {
   for (const auto& [value, known] : kActivations) {
     if (known == name) return value;
   }
-  throw Error({.what = "unknown activation", .expected = "silu, gelu, gelu_tanh or relu",
+  throw Error({.what = "unknown activation",
+               .expected = "silu, gelu, gelu_tanh or relu",
                .found = "'" + std::string(name) + "'"});
 }
 
@@ -82,6 +86,10 @@ ModelConfig ModelConfig::load(const Metadata& m) {
   c.tied_head = m.get<bool>("model.tied_head");
   c.check();
   return c;
+}
+
+ModelConfig ModelConfig::load(const File& file) {
+  return with_place(file.path().string(), [&] { return load(file.metadata()); });
 }
 
 void ModelConfig::check() const {
@@ -134,14 +142,16 @@ void check_tensors(const File& file, const ModelConfig& config) {
     const TensorInfo& info = file.tensor(spec.name);
     const std::string where = file.path().string() + ", tensor '" + spec.name + "'";
     if (int64_t(info.rows) != spec.rows || int64_t(info.cols) != spec.cols) {
-      throw Error({.what = "shape disagrees with the model's config", .where = where,
+      throw Error({.what = "shape disagrees with the model's config",
+                   .where = where,
                    .expected = fmt::format("[{}, {}]", spec.rows, spec.cols),
                    .found = fmt::format("[{}, {}]", info.rows, info.cols),
                    .hint = "convert the checkpoint again"});
     }
     const bool vector = spec.role == Role::vector;
     if (vector ? info.kind != Kind::f32 : info.kind == Kind::bytes) {
-      throw Error({.what = "tensor is of a kind that cannot be used here", .where = where,
+      throw Error({.what = "tensor is of a kind that cannot be used here",
+                   .where = where,
                    .expected = vector ? "f32" : "f32, f16, bf16 or packed",
                    .found = std::string(to_string(info.kind)),
                    .hint = "convert the checkpoint again"});

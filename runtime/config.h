@@ -18,21 +18,21 @@ Activation parse_activation(std::string_view name);
 /// Everything that makes one decoder differ from another. A family is a set of these values, made
 /// by the converter; nothing after the converter asks which family it was.
 struct ModelConfig {
-  std::string family;          ///< where it came from, for people: "llama", ...
-  int64_t vocab = 0;           ///< rows of embedding and head
-  int64_t hidden = 0;          ///< width of the residual stream
+  std::string family;  ///< where it came from, for people: "llama", ...
+  int64_t vocab = 0;   ///< rows of embedding and head
+  int64_t hidden = 0;  ///< width of the residual stream
   int64_t blocks = 0;
-  int64_t heads = 0;           ///< query heads
-  int64_t kv_heads = 0;        ///< heads of K and V; divides `heads`
+  int64_t heads = 0;     ///< query heads
+  int64_t kv_heads = 0;  ///< heads of K and V; divides `heads`
   int64_t head_dim = 0;
-  int64_t mlp = 0;             ///< width between up and down
-  int64_t context = 0;         ///< positions the model was made for
-  double norm_eps = 1e-5;      ///< RMSNorm
+  int64_t mlp = 0;         ///< width between up and down
+  int64_t context = 0;     ///< positions the model was made for
+  double norm_eps = 1e-5;  ///< RMSNorm
   Activation activation = Activation::silu;
-  int64_t rope_dim = 0;        ///< leading dimensions of a head that are rotated; even
+  int64_t rope_dim = 0;                ///< leading dimensions of a head that are rotated; even
   double rope_attention_factor = 1.0;  ///< multiplies cos and sin (YaRN); 1 elsewhere
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool tied_head = false;      ///< the head is the embedding table
+  bool tied_head = false;  ///< the head is the embedding table
 
   int64_t q_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }
@@ -40,6 +40,8 @@ struct ModelConfig {
   void store(Metadata& metadata) const;
   /// Throws oq::Error when a value is missing, out of range, or disagrees with another.
   static ModelConfig load(const Metadata& metadata);
+  /// The same of a file, which the error then names.
+  static ModelConfig load(const File& file);
   void check() const;
 
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;

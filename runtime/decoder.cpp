@@ -1,9 +1,9 @@
 #include "runtime/decoder.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <utility>
+
+#include <fmt/format.h>
 
 namespace oq {
 
@@ -17,10 +17,12 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
                  Options options)
     : file_(std::move(file)), backend_(std::move(backend)) {
   const Metadata& m = file_->metadata();
-  plan_.config = ModelConfig::load(m);
-  plan_.scheme = Scheme::parse(m.get_or<std::string>("scheme", "w16a16"));
-  plan_.context = options.context > 0 ? options.context
-                                      : std::min(plan_.config.context, kDefaultContext);
+  plan_.config = ModelConfig::load(*file_);
+  plan_.scheme = with_place(file_->path().string(), [&] {
+    return Scheme::parse(m.get_or<std::string>("scheme", "w16a16"));
+  });
+  plan_.context =
+      options.context > 0 ? options.context : std::min(plan_.config.context, kDefaultContext);
   plan_.sequences = options.sequences;
   plan_.max_rows = std::min(options.max_rows, plan_.context * plan_.sequences);
   plan_.exact = options.exact;
@@ -28,7 +30,8 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
     throw Error({.what = "context is longer than the model was made for",
                  .where = file_->path().string(),
                  .expected = fmt::format("at most {}", plan_.config.context),
-                 .found = std::to_string(plan_.context), .hint = "choose a smaller --ctx"});
+                 .found = std::to_string(plan_.context),
+                 .hint = "choose a smaller --ctx (oq-eval: --window; oq-bench: -p and -n)"});
   }
   check_tensors(*file_, plan_.config);
   backend_->configure(plan_);
@@ -103,14 +106,16 @@ void Decoder::step(const Batch& batch) {
 
 void Decoder::check(const Batch& batch) {
   const auto bad = [](const char* what, int64_t low, int64_t high, int64_t found) {
-    return Error({.what = what, .where = "decoder step",
-                  .expected = fmt::format("{}..{}", low, high), .found = std::to_string(found)});
+    return Error({.what = what,
+                  .where = "decoder step",
+                  .expected = fmt::format("{}..{}", low, high),
+                  .found = std::to_string(found)});
   };
   const int64_t rows = batch.rows();
   if (rows < 1 || rows > plan_.max_rows) throw bad("bad number of tokens", 1, plan_.max_rows, rows);
   if (batch.positions.size() != size_t(rows) || batch.sequences.size() != size_t(rows)) {
-    throw Error({.what = "positions and sequences must be as many as tokens",
-                 .where = "decoder step"});
+    throw Error(
+        {.what = "positions and sequences must be as many as tokens", .where = "decoder step"});
   }
   std::vector<int64_t> lengths = lengths_;  // a refused batch changes nothing
   for (size_t i = 0; i < size_t(rows); ++i) {
@@ -119,7 +124,8 @@ void Decoder::check(const Batch& batch) {
       throw bad("no such sequence", 0, plan_.sequences - 1, sequence);
     }
     if (position >= plan_.context) {
-      throw Error({.what = "context is full", .where = fmt::format("sequence {}", sequence),
+      throw Error({.what = "context is full",
+                   .where = fmt::format("sequence {}", sequence),
                    .expected = fmt::format("at most {} tokens", plan_.context),
                    .found = std::to_string(position + 1),
                    .hint = "shorten the text or choose a larger --ctx"});
@@ -142,11 +148,13 @@ void Decoder::check(const Batch& batch) {
 
 std::span<const float> Decoder::feed(std::span<const int32_t> tokens, int32_t sequence) {
   if (tokens.empty()) {
-    throw Error({.what = "there are no tokens to feed", .where = "decoder",
+    throw Error({.what = "there are no tokens to feed",
+                 .where = "decoder",
                  .hint = "give a prompt that is not empty"});
   }
   if (length(sequence) + int64_t(tokens.size()) > plan_.context) {
-    throw Error({.what = "text does not fit the context", .where = "decoder",
+    throw Error({.what = "text does not fit the context",
+                 .where = "decoder",
                  .expected = fmt::format("at most {} tokens, {} of them in use", plan_.context,
                                          length(sequence)),
                  .found = fmt::format("{} more", tokens.size()),
@@ -160,7 +168,9 @@ std::span<const float> Decoder::feed(std::span<const int32_t> tokens, int32_t se
     sequences.assign(n, sequence);
     const auto last = int32_t(n - 1);
     const bool ends = n == tokens.size();
-    step({.tokens = tokens.first(n), .positions = positions, .sequences = sequences,
+    step({.tokens = tokens.first(n),
+          .positions = positions,
+          .sequences = sequences,
           .logit_rows = ends ? std::span(&last, 1) : std::span<const int32_t>()});
     tokens = tokens.subspan(n);
   }

@@ -15,10 +15,10 @@ namespace oq {
 class Decoder {
  public:
   struct Options {
-    int64_t context = 0;    ///< positions per sequence; 0: the model's own, at most 8192
+    int64_t context = 0;  ///< positions per sequence; 0: the model's own, at most 8192
     int64_t sequences = 1;
-    int64_t max_rows = 256; ///< tokens of one step; `feed` splits what is longer
-    bool exact = false;     ///< fp32 activations and KV cache
+    int64_t max_rows = 256;  ///< tokens of one step; `feed` splits what is longer
+    bool exact = false;      ///< fp32 activations and KV cache
   };
 
   Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> backend, Options options);

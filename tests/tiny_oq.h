@@ -1,13 +1,13 @@
 #pragma once
 
-#include <filesystem>
-#include <fmt/format.h>
 #include <cmath>
 #include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
+
+#include <fmt/format.h>
 
 #include "format/file.h"
 #include "format/scheme.h"
@@ -81,14 +81,18 @@ class TinyOqWriter {
   void write_f16(const TensorSpec& spec) {
     std::vector<f16> v(size_t(spec.rows * spec.cols));
     for (f16& x : v) x = to_f16(normal(0.01f, 0.3f));
-    writer_.add({.name = spec.name, .kind = Kind::f16, .rows = uint64_t(spec.rows),
+    writer_.add({.name = spec.name,
+                 .kind = Kind::f16,
+                 .rows = uint64_t(spec.rows),
                  .cols = uint64_t(spec.cols)},
                 std::as_bytes(std::span(v)));
   }
 
   void write_packed(const TensorSpec& spec) {
-    const Packing packing{.bits = uint8_t(scheme_.weight_bits), .five_levels = scheme_.five_levels,
-                          .group = scheme_.group, .weak_columns = tiny_.weak_columns};
+    const Packing packing{.bits = uint8_t(scheme_.weight_bits),
+                          .five_levels = scheme_.five_levels,
+                          .group = scheme_.group,
+                          .weak_columns = tiny_.weak_columns};
     PackedBuilder b(uint64_t(spec.rows), uint64_t(spec.cols), packing);
     const auto levels = uint32_t(packing.max_code() + 1);
     std::vector<uint32_t> weak;
@@ -105,8 +109,11 @@ class TinyOqWriter {
         b.set_zero(r, g, int(levels / 2));
       }
     }
-    writer_.add({.name = spec.name, .kind = Kind::packed, .rows = uint64_t(spec.rows),
-                 .cols = uint64_t(spec.cols), .packing = packing},
+    writer_.add({.name = spec.name,
+                 .kind = Kind::packed,
+                 .rows = uint64_t(spec.rows),
+                 .cols = uint64_t(spec.cols),
+                 .packing = packing},
                 b.bytes());
   }
 

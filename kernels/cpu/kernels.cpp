@@ -34,8 +34,11 @@ const Kernels& best_kernels() {
     if (k->name == wanted) return *k;
     names += (names.empty() ? "" : ", ") + std::string(k->name);
   }
-  throw Error({.what = "these CPU kernels cannot run here", .where = "environment variable OQ_CPU",
-               .expected = names, .found = wanted, .hint = "unset OQ_CPU"});
+  throw Error({.what = "these CPU kernels cannot run here",
+               .where = "environment variable OQ_CPU",
+               .expected = names,
+               .found = wanted,
+               .hint = "unset OQ_CPU"});
 }
 
 void merge(AttentionPart& total, const AttentionPart& part, int64_t head_dim) {

@@ -15,16 +15,17 @@
 namespace oq::cpu {
 
 /// Columns that share one activation scale: half a column block. Against one scale for 32 columns
-/// it halves what rounding costs in perplexity, for 7 % of a kernel's instructions (docs/kernels.md).
+/// it halves what rounding costs in perplexity, for 7 % of a kernel's instructions
+/// (docs/kernels.md).
 constexpr int64_t kActCols = 16;
 
 /// Rows of activations as int8: x = scale * code, code in -127..127, one scale per 16 columns.
 /// Padding columns hold 0, so a packed row's padding codes meet zeros.
 struct Int8Rows {
-  int64_t blocks = 0;          ///< of 32 columns, per row
-  std::vector<int8_t> codes;   ///< [rows][blocks * 32]
-  std::vector<float> scales;   ///< [rows][blocks * 2]
-  std::vector<float> sums;     ///< [rows][blocks] sum of scale * code over the block
+  int64_t blocks = 0;         ///< of 32 columns, per row
+  std::vector<int8_t> codes;  ///< [rows][blocks * 32]
+  std::vector<float> scales;  ///< [rows][blocks * 2]
+  std::vector<float> sums;    ///< [rows][blocks] sum of scale * code over the block
 
   /// PRECOND: padded_cols is a multiple of 32.
   void resize(int64_t rows, int64_t padded_cols);

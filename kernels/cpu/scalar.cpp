@@ -137,7 +137,7 @@ void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, in
       float acc[kLanes] = {}, group_acc[kLanes] = {}, x_sum = 0;
       walk_panel(
           w, p,
-          [&](const uint8_t (*codes)[kLanes], int64_t k, const float*) {
+          [&](const uint8_t(*codes)[kLanes], int64_t k, const float*) {
             const int8_t* q = x.row_codes(m) + k;
             for (int64_t first : {int64_t(0), kActCols}) {
               int32_t dot[kLanes] = {};
@@ -169,7 +169,7 @@ void packed_exact(const PackedView& w, Rows x, const float* weak_x, int64_t toke
       float acc[kLanes] = {}, group_acc[kLanes] = {};
       walk_panel(
           w, p,
-          [&](const uint8_t (*codes)[kLanes], int64_t k, const float* zero) {
+          [&](const uint8_t(*codes)[kLanes], int64_t k, const float* zero) {
             const float* v = x.row(m) + k;
             for (int64_t i = 0; i < kBlockCols; ++i) {
               for (int64_t r = 0; r < kLanes; ++r) {
@@ -213,9 +213,12 @@ void dense_typed(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int6
 
 void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end, MutableRows y) {
   switch (w.type) {
-    case DenseView::Type::f32: return dense_typed<float>(w, x, tokens, begin, end, y);
-    case DenseView::Type::f16: return dense_typed<f16>(w, x, tokens, begin, end, y);
-    case DenseView::Type::bf16: return dense_typed<bf16>(w, x, tokens, begin, end, y);
+    case DenseView::Type::f32:
+      return dense_typed<float>(w, x, tokens, begin, end, y);
+    case DenseView::Type::f16:
+      return dense_typed<f16>(w, x, tokens, begin, end, y);
+    case DenseView::Type::bf16:
+      return dense_typed<bf16>(w, x, tokens, begin, end, y);
   }
 }
 

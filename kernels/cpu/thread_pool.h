@@ -34,7 +34,9 @@ class ThreadPool {
     if (n <= 0) return;
     if (workers_.empty() || n <= chunk) return f(int64_t(0), n, 0);
     using Fn = std::remove_reference_t<F>;
-    run({.n = n, .chunk = chunk, .context = const_cast<void*>(static_cast<const void*>(&f)),
+    run({.n = n,
+         .chunk = chunk,
+         .context = const_cast<void*>(static_cast<const void*>(&f)),
          .call = [](void* c, int64_t b, int64_t e, int t) { (*static_cast<Fn*>(c))(b, e, t); }});
   }
 
@@ -54,9 +56,9 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex error_mutex_;
   std::exception_ptr error_;
-  alignas(64) std::atomic<int64_t> next_{0};       ///< first item that nobody has taken
+  alignas(64) std::atomic<int64_t> next_{0};         ///< first item that nobody has taken
   alignas(64) std::atomic<uint32_t> generation_{0};  ///< counts jobs; wakes the workers
-  alignas(64) std::atomic<int> busy_{0};           ///< workers that have not finished the job
+  alignas(64) std::atomic<int> busy_{0};             ///< workers that have not finished the job
   std::atomic<bool> stop_{false};
 };
 

@@ -36,8 +36,7 @@ void rms_norm(std::span<const float> x, std::span<const float> weight, double ep
   for (size_t i = 0; i < x.size(); ++i) y[i] = float(double(x[i]) * inv * double(weight[i]));
 }
 
-void rope(std::span<float> head, std::span<const float> inv_freq, int64_t position,
-          double factor) {
+void rope(std::span<float> head, std::span<const float> inv_freq, int64_t position, double factor) {
   const size_t half = inv_freq.size();
   for (size_t i = 0; i < half; ++i) {
     const double angle = double(position) * double(inv_freq[i]);

@@ -15,7 +15,7 @@ void linear(std::span<const float> w,     // [rows][cols]
             std::span<const float> bias,  // [rows] or empty
             std::span<const float> x,     // [tokens][cols]
             int64_t tokens, int64_t rows, int64_t cols,
-            std::span<float> y);          // [tokens][rows]
+            std::span<float> y);  // [tokens][rows]
 
 /// The weights of a packed tensor, [rows][cols].
 std::vector<float> dequantize(const PackedView& view);
@@ -29,9 +29,9 @@ void rms_norm(std::span<const float> x, std::span<const float> weight, double ep
 void rope(std::span<float> head, std::span<const float> inv_freq, int64_t position, double factor);
 
 /// One query over `positions` keys and values: softmax(q k / sqrt(head_dim)) v.
-void attention(std::span<const float> q,   // [head_dim]
-               std::span<const float> k,   // [positions][head_dim]
-               std::span<const float> v,   // [positions][head_dim]
+void attention(std::span<const float> q,  // [head_dim]
+               std::span<const float> k,  // [positions][head_dim]
+               std::span<const float> v,  // [positions][head_dim]
                int64_t positions, std::span<float> out);
 
 float silu(float x);       ///< x / (1 + e^-x)

@@ -25,11 +25,11 @@ struct Batch {
 /// What a backend must make room for.
 struct Plan {
   ModelConfig config;
-  Scheme scheme;          ///< how activations, queries and the KV cache are quantized
-  int64_t context = 0;    ///< positions per sequence
+  Scheme scheme;        ///< how activations, queries and the KV cache are quantized
+  int64_t context = 0;  ///< positions per sequence
   int64_t sequences = 1;
-  int64_t max_rows = 1;   ///< of a batch
-  bool exact = false;     ///< fp32 activations and KV cache
+  int64_t max_rows = 1;  ///< of a batch
+  bool exact = false;    ///< fp32 activations and KV cache
 };
 
 /// Weights in the form that a backend computes with, and activations of up to max_rows rows.

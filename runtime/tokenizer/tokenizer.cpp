@@ -43,7 +43,8 @@ std::unique_ptr<Tokenizer> make_tokenizer(TokenizerData data, const std::string&
 }
 
 std::unique_ptr<Tokenizer> Tokenizer::load(const File& file) {
-  return make_tokenizer(TokenizerData::load(file), file.path().string());
+  const std::string path = file.path().string();
+  return with_place(path, [&] { return make_tokenizer(TokenizerData::load(file), path); });
 }
 
 }  // namespace oq

@@ -153,7 +153,9 @@ TEST_CASE("the tiny model is as advertised") {
 TEST_CASE("an HF folder in each dtype arrives bit for bit") {
   const std::pair<const char*, Kind> dtypes[] = {
       {"F32", Kind::f32}, {"F16", Kind::f16}, {"BF16", Kind::bf16}};
-  for (const auto& [dtype, kind] : dtypes) {
+  for (const auto& each : dtypes) {
+    const char* dtype = each.first;
+    const Kind kind = each.second;
     CAPTURE(dtype);
     const TempDir dir;
     TinyOptions o;
@@ -161,9 +163,11 @@ TEST_CASE("an HF folder in each dtype arrives bit for bit") {
     o.biases = true;
     test::write_tiny_hf(dir / "model", 5, o);
     const auto c = run(dir / "model", dir / "out.oq", "w16a16",
-                       [kind = kind](Options& options) { options.dtype = kind; });
+                       [kind](Options& options) { options.dtype = kind; });
     size_t compared = 0;
-    for (const auto& [name, t] : by_oq_name(5, o)) {
+    for (const auto& named : by_oq_name(5, o)) {
+      const std::string& name = named.first;
+      const TinyTensor& t = named.second;
       CAPTURE(name);
       const TensorInfo& info = c.file->tensor(name);
       const bool vector = t.rows == 1;
@@ -461,6 +465,33 @@ TEST_CASE("folders and files that are no checkpoint") {
   check_refused(json.path(), "config.json");
   test::write_file(json.path() / "config.json", "[]");
   check_refused(json.path(), "not a JSON object");
+}
+
+TEST_CASE("checkpoints cut short, or with a bit flipped") {
+  const TempDir dir;
+  test::write_tiny_gguf(dir / "whole.gguf", 15);
+  const std::string whole = test::read_file(dir / "whole.gguf");
+  for (size_t n = 0; n < whole.size() - 32; n += 40'009) {
+    test::write_file(dir / "cut.gguf", whole.substr(0, n));
+    check_refused(dir / "cut.gguf", "cut.gguf");
+  }
+  Changed folder;
+  const fs::path weights = folder.path() / "model.safetensors";
+  const std::string all = test::read_file(weights);
+  for (size_t n = 0; n < all.size(); n += 40'009) {
+    test::write_file(weights, all.substr(0, n));
+    check_refused(folder.path(), "model.safetensors");
+  }
+  // The settings come first in the file: any number may stand there.
+  for (size_t at = 24; at < 800; at += 7) {
+    std::string bytes = whole;
+    bytes[at] = char(bytes[at] ^ (1 << at % 8));
+    test::write_file(dir / "flipped.gguf", bytes);
+    try {
+      run(dir / "flipped.gguf", dir / "out.oq");
+    } catch (const Error&) {
+    }
+  }
 }
 
 TEST_CASE("an index that lies") {

@@ -157,6 +157,7 @@ TEST_CASE("a full disk is a message, and the old file stays") {
   test::write_file(dir / "out.oq", "as it was");
   for (const uint64_t bytes : {0, 4096, 100'000, 500'000}) {
     CAPTURE(bytes);
+    if (bytes == 0 && kSanitized) continue;  // TSan's runtime writes before main can say otherwise
     const ProcessResult full =
         oq_convert({dir / "model.gguf", "-o", dir / "out.oq"}, limit(RLIMIT_FSIZE, bytes));
     CHECK(full.code == 1);

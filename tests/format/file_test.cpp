@@ -1,8 +1,8 @@
-#include <doctest/doctest.h>
-
 #include <cmath>
 #include <cstring>
 #include <functional>
+
+#include <doctest/doctest.h>
 
 #include "format/crc32c.h"
 #include "format/file_layout.h"
@@ -81,8 +81,9 @@ std::string with_entry(std::string bytes, size_t index,
   std::memcpy(&e, at, sizeof(e));
   change(e);
   std::memcpy(at, &e, sizeof(e));
-  const uint32_t crc = crc32c(std::as_bytes(std::span(bytes)).subspan(
-      h.directory_offset, h.tensor_count * sizeof(disk::Entry)));
+  const uint32_t crc =
+      crc32c(std::as_bytes(std::span(bytes))
+                 .subspan(h.directory_offset, h.tensor_count * sizeof(disk::Entry)));
   return with_header(std::move(bytes), [&](disk::Header& header) { header.directory_crc = crc; });
 }
 
@@ -172,7 +173,12 @@ TEST_CASE("hand-made bad files are refused, each with the reason") {
   refuses(with_entry(good, 0, [](E& e) { e.offset = 0; }), "vector");
   refuses(with_entry(good, 0, [](E& e) { e.offset += 8; }), "vector");
   refuses(with_entry(good, 0, [](E& e) { e.bytes += 1; }), "vector");
-  refuses(with_entry(good, 0, [](E& e) { e.cols = uint64_t(1) << 62; e.rows = 16; }), "vector");
+  refuses(with_entry(good, 0,
+                     [](E& e) {
+                       e.cols = uint64_t(1) << 62;
+                       e.rows = 16;
+                     }),
+          "vector");
   refuses(with_entry(good, 0, [](E& e) { e.cols = 0; }), "vector");
   refuses(with_entry(good, 0, [](E& e) { e.kind = 9; }), "entry 0");
   refuses(with_entry(good, 0, [](E& e) { e.reserved[3] = 1; }), "entry 0");
@@ -183,9 +189,9 @@ TEST_CASE("hand-made bad files are refused, each with the reason") {
   refuses(with_entry(good, 1, [](E& e) { e.zero_mode = 7; }), "entry 1");
   refuses(with_entry(good, 1, [](E& e) { e.weak_columns = 41; }), "weak");
   refuses(with_entry(good, 1, [](E& e) { e.rows = uint64_t(1) << 60; }), "large");
-  refuses(with_entry(good, 2, [&](E& e) {
-            e.offset = File::open(dir / "m.oq")->tensor("packed").offset;
-          }), "blob");
+  refuses(with_entry(good, 2,
+                     [&](E& e) { e.offset = File::open(dir / "m.oq")->tensor("packed").offset; }),
+          "blob");
 }
 
 TEST_CASE("weak columns that are no columns are refused, though they are tensor bytes") {

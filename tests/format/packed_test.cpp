@@ -1,4 +1,4 @@
-#include <doctest/doctest.h>
+#include "format/packed.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,9 +6,10 @@
 #include <string>
 #include <vector>
 
+#include <doctest/doctest.h>
+
 #include "format/crc32c.h"
 #include "format/error.h"
-#include "format/packed.h"
 
 using namespace oq;
 
@@ -161,7 +162,7 @@ TEST_CASE("half floats convert both ways, bit for bit") {
   }
   CHECK(to_f16(65519.99f).bits == 0x7BFF);
   CHECK(to_f16(65520.0f).bits == 0x7C00);
-  CHECK(to_f16(0x1p-25f).bits == 0);        // ties to even
+  CHECK(to_f16(0x1p-25f).bits == 0);  // ties to even
   CHECK(to_f16(0x1.000002p-25f).bits == 1);
   CHECK(to_f16(0x1.ffffffp-15f).bits == 0x400);
   CHECK(to_float(to_f16(1.0f + 0x1p-11f)) == 1.0f);

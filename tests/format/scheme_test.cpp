@@ -1,7 +1,8 @@
+#include "format/scheme.h"
+
 #include <doctest/doctest.h>
 
 #include "format/error.h"
-#include "format/scheme.h"
 
 using namespace oq;
 
@@ -22,9 +23,11 @@ TEST_CASE("schemes read and write alike") {
 }
 
 TEST_CASE("what is no scheme is refused") {
-  for (const char* text : {"", "w", "w4", "4a16", "w1a16", "w9a16", "w4a16g", "w4a16g0", "w4a16g33",
-                           "w3*a16", "w16sa16", "w16*a16", "w4a16t", "w16a16g64", "w4a16 ",
-                           "w4a16g99999999999", "w04a16", "w4a16kv4q4", "W4A16", "w4a8tt"}) {
+  for (const char* text : {"",         "w",          "w4",      "4a16",
+                           "w1a16",    "w9a16",      "w4a16g",  "w4a16g0",
+                           "w4a16g33", "w3*a16",     "w16sa16", "w16*a16",
+                           "w4a16t",   "w16a16g64",  "w4a16 ",  "w4a16g99999999999",
+                           "w04a16",   "w4a16kv4q4", "W4A16",   "w4a8tt"}) {
     CAPTURE(text);
     CHECK_THROWS_AS(Scheme::parse(text), Error);
   }

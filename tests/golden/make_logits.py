@@ -3,7 +3,8 @@
 
 usage: make_logits.py MODEL.gguf WIKITEXT2_TEST.txt OUT.json
 
-The GGUF is dequantized to fp32 and run by transformers' own LLaMA, which shares nothing with OQ.
+The GGUF is dequantized, its matrices rounded to f16 as oq-convert stores them, and run in fp32 by
+transformers' own LLaMA, which shares nothing with OQ.
 The tokenizer is the `tokenizers` library's, built from the GGUF's vocabulary and merges. Written:
 for two prompts and several positions the five largest logits and every 64th of all; and the mean
 negative log-likelihood of each of the first 20 windows of 512 tokens of the text.
@@ -47,6 +48,9 @@ def main():
         os.path.dirname(os.path.abspath(gguf_path)), gguf_file=os.path.basename(gguf_path),
         dtype=torch.float32)
     model.eval()
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            weight.data = weight.data.half().float()
     out = {"stride": STRIDE, "window": WINDOW, "prompts": [], "window_nll": []}
     with torch.no_grad():
         for name, prompt in PROMPTS.items():

@@ -1,4 +1,4 @@
-#include <doctest/doctest.h>
+#include "kernels/reference/ops.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,8 +6,9 @@
 #include <string>
 #include <vector>
 
+#include <doctest/doctest.h>
+
 #include "kernels/cpu/kernels.h"
-#include "kernels/reference/ops.h"
 
 using namespace oq;
 
@@ -46,14 +47,14 @@ Difference compare(const std::vector<float>& a, const std::vector<float>& b, dou
   return d;
 }
 
-#define CHECK_CLOSE(a, b, atol, rtol, max_nmse)                       \
-  do {                                                                \
+#define CHECK_CLOSE(a, b, atol, rtol, max_nmse)                      \
+  do {                                                               \
     const Difference difference = compare((a), (b), (atol), (rtol)); \
-    CAPTURE(difference.worst);                                        \
-    CAPTURE(difference.at);                                           \
-    CAPTURE(difference.nmse);                                         \
-    CHECK(difference.close);                                          \
-    CHECK(difference.nmse <= (max_nmse));                             \
+    CAPTURE(difference.worst);                                       \
+    CAPTURE(difference.at);                                          \
+    CAPTURE(difference.nmse);                                        \
+    CHECK(difference.close);                                         \
+    CHECK(difference.nmse <= (max_nmse));                            \
   } while (false)
 
 struct PackedCase {
@@ -65,19 +66,24 @@ std::vector<PackedCase> packed_cases() {
   std::vector<PackedCase> list;
   for (uint8_t bits = 2; bits <= 8; ++bits) {
     list.push_back({16, 256, {.bits = bits, .group = 128}});
-    list.push_back({27, 173, {.bits = bits, .group = 64}});      // tails of rows, columns, groups
-    list.push_back({9, 576, {.bits = bits, .group = 128}});      // last group half as long
-    list.push_back({8, 96, {.bits = bits}});                     // one group per row
-    list.push_back({5, 33, {.bits = bits, .zero_mode = ZeroMode::constant, .zero = 2,
-                            .group = 32}});
+    list.push_back({27, 173, {.bits = bits, .group = 64}});  // tails of rows, columns, groups
+    list.push_back({9, 576, {.bits = bits, .group = 128}});  // last group half as long
+    list.push_back({8, 96, {.bits = bits}});                 // one group per row
+    list.push_back(
+        {5, 33, {.bits = bits, .zero_mode = ZeroMode::constant, .zero = 2, .group = 32}});
     list.push_back({11, 160, {.bits = bits, .zero_mode = ZeroMode::i16, .group = 96}});
     list.push_back({24, 320, {.bits = bits, .group = 64, .weak_columns = 7}});
     list.push_back({8, 64, {.bits = bits, .weak_columns = 64, .weak_bf16 = true}});
   }
   for (uint64_t cols : {96u, 192u, 200u, 31u, 576u}) {
     list.push_back({13, cols, {.bits = 2, .five_levels = true, .group = 64}});
-    list.push_back({8, cols, {.bits = 2, .five_levels = true, .zero_mode = ZeroMode::constant,
-                              .zero = 2, .weak_columns = 3}});
+    list.push_back({8,
+                    cols,
+                    {.bits = 2,
+                     .five_levels = true,
+                     .zero_mode = ZeroMode::constant,
+                     .zero = 2,
+                     .weak_columns = 3}});
   }
   return list;
 }

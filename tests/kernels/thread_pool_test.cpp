@@ -1,10 +1,10 @@
-#include <doctest/doctest.h>
+#include "kernels/cpu/thread_pool.h"
 
 #include <atomic>
 #include <stdexcept>
 #include <vector>
 
-#include "kernels/cpu/thread_pool.h"
+#include <doctest/doctest.h>
 
 using oq::ThreadPool;
 

@@ -11,7 +11,8 @@ namespace oq::tool {
 /// where this build has none of that name.
 inline std::unique_ptr<Backend> make_backend(const std::string& name, int threads) {
   if (name == "cuda") {
-    throw Error({.what = "this build has no CUDA backend", .where = "--backend cuda",
+    throw Error({.what = "this build has no CUDA backend",
+                 .where = "--backend cuda",
                  .hint = "use --backend cpu"});
   }
   return make_cpu_backend(threads);

@@ -17,15 +17,6 @@ namespace {
 
 constexpr const char* kClearLine = "\r\x1b[K";
 
-/// One printable line, whatever names a hostile file put into the message.
-std::string one_line(std::string_view text) {
-  std::string line(text);
-  for (char& c : line) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
-  }
-  return line;
-}
-
 /// To stderr, come what may: where it is closed or full, nobody can be told.
 void say(const std::string& text) { std::fputs(text.c_str(), stderr); }
 
@@ -89,16 +80,27 @@ void add_backend_flag(CLI::App& app, std::string& backend) {
 std::string_view version() { return OQ_VERSION; }
 
 void print(std::string_view text) {
-  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  const bool written =
+      text.empty() || std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
   if (!written || std::fflush(stdout) != 0) {
     throw Error({.what = fmt::format("cannot write: {}", std::strerror(errno)),
                  .where = "standard output"});
   }
 }
 
-void notice(bool quiet, std::string_view text) {
-  if (!quiet) say(fmt::format("note: {}\n", one_line(text)));
+std::string one_line(std::string_view text) {
+  std::string line(text);
+  for (char& c : line) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
+  }
+  return line;
 }
+
+void report(bool quiet, std::string_view text) {
+  if (!quiet) say(one_line(text) + "\n");
+}
+
+void notice(bool quiet, std::string_view text) { report(quiet, fmt::format("note: {}", text)); }
 
 Progress::Progress(std::string job, double total, Unit unit, bool quiet)
     : job_(std::move(job)),

@@ -37,7 +37,12 @@ std::string_view version();
 /// disk): a tool that streams must notice.
 void print(std::string_view text);
 
-/// One line on stderr, "note: ...". Nothing when quiet.
+/// The text without control characters: what a hostile file calls things must not reach a terminal.
+std::string one_line(std::string_view text);
+
+/// One line on stderr. Nothing when quiet.
+void report(bool quiet, std::string_view text);
+/// The same as "note: ...".
 void notice(bool quiet, std::string_view text);
 
 /// How far a long job is: on a terminal one line that is rewritten ten times a second, in a log a

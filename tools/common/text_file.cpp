@@ -20,7 +20,8 @@ std::string read_text(const std::string& path) {
   if (in && in.peek() != std::ifstream::traits_type::eof()) text << in.rdbuf();
   if (!in.is_open() || in.bad() || text.fail()) {
     throw Error({.what = std::string("text cannot be read: ") + std::strerror(errno),
-                 .where = path, .hint = "check the path and its permissions"});
+                 .where = path,
+                 .hint = "check the path and its permissions"});
   }
   return std::move(text).str();
 }

@@ -2,7 +2,6 @@
 
 #include <string>
 
-
 namespace oq::tool {
 
 /// The whole of a text file, or of standard input for "-". Throws oq::Error.

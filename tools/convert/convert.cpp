@@ -25,14 +25,25 @@ void protect_source(const Checkpoint& checkpoint, const fs::path& output) {
   }
 }
 
-/// The hashes are computed beside the conversion: reading is most of either's work.
-std::future<std::vector<std::string>> hash_files(std::vector<fs::path> files) {
-  return std::async(std::launch::async, [files = std::move(files)] {
-    std::vector<std::string> hashes;
-    for (const fs::path& file : files) hashes.push_back(sha256_file(file));
-    return hashes;
-  });
-}
+/// Hashes of the source's files, computed beside the conversion; a conversion that fails does not
+/// wait for the rest of them.
+class SourceHashes {
+ public:
+  explicit SourceHashes(std::vector<fs::path> files)
+      : hashes_(
+            std::async(std::launch::async, [files = std::move(files), stop = stop_.get_token()] {
+              std::vector<std::string> hashes;
+              for (const fs::path& file : files) hashes.push_back(sha256_file(file, stop));
+              return hashes;
+            })) {}
+  ~SourceHashes() { stop_.request_stop(); }
+
+  std::vector<std::string> get() { return hashes_.get(); }
+
+ private:
+  std::stop_source stop_;
+  std::future<std::vector<std::string>> hashes_;
+};
 
 /// Options as they change the result, in one line.
 std::string options_text(const Options& o) {
@@ -102,7 +113,7 @@ Result convert(const Options& o, const Observer& observer) {
 
   const std::vector<fs::path> files = checkpoint->files();
   Writer out(o.output, bindings.size() + 16, (16 << 10) + 256 * files.size());
-  auto hashes = hash_files(files);
+  SourceHashes hashes(files);
   tokenizer.store(out);
   if (!o.vocab_only) write_model(o, *checkpoint, model, bindings, out, observer, result);
   std::vector<std::string> names;

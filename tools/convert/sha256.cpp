@@ -76,11 +76,12 @@ std::string Sha256::hex() {
   return text;
 }
 
-std::string sha256_file(const std::filesystem::path& path) {
+std::string sha256_file(const std::filesystem::path& path, const std::stop_token& stop) {
   std::ifstream in(path, std::ios::binary);
   Sha256 hash;
   std::vector<char> buffer(1 << 18);
   while (in) {
+    if (stop.stop_requested()) return {};
     in.read(buffer.data(), std::streamsize(buffer.size()));
     hash.update(std::as_bytes(std::span(buffer.data(), size_t(in.gcount()))));
   }

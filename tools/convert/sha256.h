@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <stop_token>
 #include <string>
 
 namespace oq::convert {
@@ -25,7 +26,7 @@ class Sha256 {
   uint64_t length_ = 0;
 };
 
-/// Throws oq::Error when the file cannot be read.
-std::string sha256_file(const std::filesystem::path& path);
+/// Throws oq::Error when the file cannot be read. Asked to stop, it gives up and returns "".
+std::string sha256_file(const std::filesystem::path& path, const std::stop_token& stop = {});
 
 }  // namespace oq::convert

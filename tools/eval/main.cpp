@@ -1,10 +1,8 @@
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
 #include "runtime/tokenizer/tokenizer.h"
 #include "tools/common/backend.h"
-#include "tools/common/cli.h"
+#include "tools/common/json.h"
 #include "tools/common/text_file.h"
 #include "tools/eval/perplexity.h"
 
@@ -26,9 +24,7 @@ struct Row {
   Perplexity result;
 };
 
-std::vector<int32_t> ids_of(const Options& o, const Tokenizer& tokenizer) {
-  std::string text = tool::read_text(o.text);
-  if (o.join == "hf") text = join_like_hf(text);
+std::vector<int32_t> ids_of(const std::string& text, const Tokenizer& tokenizer) {
   std::vector<int32_t> ids;
   if (tokenizer.adds_bos()) ids.push_back(tokenizer.bos());
   const auto body = tokenizer.encode(text, false);
@@ -36,20 +32,22 @@ std::vector<int32_t> ids_of(const Options& o, const Tokenizer& tokenizer) {
   return ids;
 }
 
-Row evaluate(const Options& o, const std::string& model) {
+Row evaluate(const Options& o, const std::string& model, const std::string& text) {
   const auto file = File::open(model);
   const auto tokenizer = Tokenizer::load(*file);
   Decoder decoder(file, tool::make_backend(o.backend, o.threads),
                   {.context = o.window, .exact = o.exact});
-  const auto ids = ids_of(o, *tokenizer);
+  const auto ids = ids_of(text, *tokenizer);
   int64_t windows = int64_t(ids.size()) / o.window;
   if (o.max_windows > 0) windows = std::min(windows, o.max_windows);
   tool::Progress progress(model, double(windows * (o.window - 1)), {"tokens/s", 1}, o.quiet);
   Row row{.model = model,
           .scheme = file->metadata().get_or<std::string>("scheme", "w16a16"),
           .bits_per_weight = linear_bytes(*file, decoder.config()).bits_per_weight(),
-          .result = measure_perplexity(decoder, ids, o.window, o.max_windows,
-                                       [&](int64_t n) { progress.advance(double(n)); })};
+          .result = with_place(model + " on " + o.text, [&] {
+            return measure_perplexity(decoder, ids, o.window, o.max_windows,
+                                      [&](int64_t n) { progress.advance(double(n)); });
+          })};
   progress.finish();
   return row;
 }
@@ -58,9 +56,9 @@ void print_table(const std::vector<Row>& rows) {
   tool::print("| model | scheme | bits/weight | perplexity | +- | windows | tokens |\n");
   tool::print("|---|---|---|---|---|---|---|\n");
   for (const Row& r : rows) {
-    tool::print(fmt::format("| {} | {} | {:.3f} | {:.4f} | {:.4f} | {} | {} |\n", r.model,
-                            r.scheme, r.bits_per_weight, r.result.perplexity,
-                            r.result.standard_error, r.result.windows, r.result.tokens));
+    tool::print(fmt::format("| {} | {} | {:.3f} | {:.4f} | {:.4f} | {} | {} |\n", r.model, r.scheme,
+                            r.bits_per_weight, r.result.perplexity, r.result.standard_error,
+                            r.result.windows, r.result.tokens));
   }
 }
 
@@ -76,8 +74,7 @@ void print_json(const Options& o, const std::vector<Row>& rows) {
                     {"tokens", r.result.tokens},
                     {"window_nll", r.result.window_nll}});
   }
-  tool::print(nlohmann::json{{"text", o.text}, {"window", o.window}, {"results", list}}.dump() +
-              "\n");
+  tool::print_object({{"text", o.text}, {"window", o.window}, {"results", list}});
 }
 
 }  // namespace
@@ -101,8 +98,10 @@ int main(int argc, char** argv) {
   tool::add_quiet_flag(app, o.quiet);
 
   return tool::run(app, argc, argv, [&] {
+    std::string text = tool::read_text(o.text);  // once: it may be a pipe
+    if (o.join == "hf") text = join_like_hf(text);
     std::vector<Row> rows;
-    for (const std::string& model : o.models) rows.push_back(evaluate(o, model));
+    for (const std::string& model : o.models) rows.push_back(evaluate(o, model, text));
     if (o.json) {
       print_json(o, rows);
     } else {

@@ -1,10 +1,10 @@
 #include "tools/eval/perplexity.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+
+#include <fmt/format.h>
 
 namespace oq {
 namespace {
@@ -39,8 +39,10 @@ std::vector<double> score_window(Decoder& decoder, std::span<const int32_t> ids,
     std::iota(positions.begin(), positions.end(), int32_t(first));
     std::iota(rows.begin(), rows.end(), 0);
     const std::vector<int32_t> sequences(size_t(n), 0);
-    decoder.step({.tokens = ids.subspan(size_t(first), size_t(n)), .positions = positions,
-                  .sequences = sequences, .logit_rows = rows});
+    decoder.step({.tokens = ids.subspan(size_t(first), size_t(n)),
+                  .positions = positions,
+                  .sequences = sequences,
+                  .logit_rows = rows});
     for (int64_t i = 0; i < n; ++i) {
       scores.push_back(negative_log_likelihood(decoder.logits(i), ids[size_t(first + i + 1)]));
     }
@@ -63,9 +65,20 @@ Perplexity measure_perplexity(Decoder& decoder, std::span<const int32_t> ids, in
   int64_t windows = window > 0 ? int64_t(ids.size()) / window : 0;
   if (max_windows > 0) windows = std::min(windows, max_windows);
   if (windows == 0 || window < 2) {
-    throw Error({.what = "text is shorter than one window", .where = "perplexity",
+    throw Error({.what = "text is shorter than one window",
+                 .where = "perplexity",
                  .expected = fmt::format("at least {} tokens", std::max<int64_t>(2, window)),
-                 .found = std::to_string(ids.size()), .hint = "choose a smaller --window"});
+                 .found = std::to_string(ids.size()),
+                 .hint = "choose a smaller --window"});
+  }
+  const int64_t vocab = decoder.config().vocab;
+  for (int32_t id : ids) {  // the last of a window is scored without going through the decoder
+    if (id >= 0 && id < vocab) continue;
+    throw Error({.what = "the tokenizer's ids go beyond the model's vocabulary",
+                 .where = "perplexity",
+                 .expected = fmt::format("0..{}", vocab - 1),
+                 .found = std::to_string(id),
+                 .hint = "convert the checkpoint again"});
   }
   Perplexity result;
   Statistics tokens;
@@ -76,7 +89,8 @@ Perplexity measure_perplexity(Decoder& decoder, std::span<const int32_t> ids, in
     for (double s : scores) tokens.add(s);
     const double mean = std::accumulate(scores.begin(), scores.end(), 0.0) / double(scores.size());
     if (!std::isfinite(mean)) {
-      throw Error({.what = "logits are not finite", .where = fmt::format("window {}", w),
+      throw Error({.what = "logits are not finite",
+                   .where = fmt::format("window {}", w),
                    .hint = "check the file with oq-info --verify"});
     }
     result.window_nll.push_back(mean);

@@ -18,7 +18,7 @@ struct Perplexity {
   double perplexity = 0;
   double standard_error = 0;  ///< of `perplexity`, from the spread of all scored tokens
   int64_t windows = 0;
-  int64_t tokens = 0;         ///< scored ones
+  int64_t tokens = 0;              ///< scored ones
   std::vector<double> window_nll;  ///< mean of each window: what paired comparisons need
 };
 

@@ -1,12 +1,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <nlohmann/json.hpp>
-
 #include "format/scheme.h"
 #include "runtime/config.h"
 #include "runtime/tokenizer/tokenizer.h"
-#include "tools/common/cli.h"
+#include "tools/common/json.h"
 #include "tools/common/text_file.h"
 
 namespace {
@@ -39,18 +37,18 @@ void set_value(Metadata& metadata, const std::string& assignment) {
   const std::string key = assignment.substr(0, equals);
   const Metadata::Value* old = metadata.find(key);
   if (old == nullptr) {
-    throw Error({.what = "there is no such metadata key", .where = "--set " + key,
+    throw Error({.what = "there is no such metadata key",
+                 .where = "--set " + key,
                  .hint = "oq-info without flags lists the keys"});
   }
-  metadata.set(key, Metadata::from_text(assignment.substr(equals + 1), *old));
+  with_place("--set " + key,
+             [&] { metadata.set(key, Metadata::from_text(assignment.substr(equals + 1), *old)); });
 }
 
 /// Refuses an edit after which the file's model or tokenizer would no longer load.
 void check_edit(const File& file, const Metadata& metadata) {
   if (metadata.contains("model.family")) check_tensors(file, ModelConfig::load(metadata));
-  if (const auto* scheme = metadata.find("scheme")) {
-    Scheme::parse(std::get<std::string>(*scheme));
-  }
+  if (metadata.contains("scheme")) Scheme::parse(metadata.get<std::string>("scheme"));
 }
 
 nlohmann::json json_value(const Metadata::Value& value) {
@@ -61,33 +59,37 @@ void print_json(const File& file) {
   nlohmann::json metadata = nlohmann::json::object(), tensors = nlohmann::json::array();
   for (const auto& [key, value] : file.metadata()) metadata[key] = json_value(value);
   for (const TensorInfo& t : file.tensors()) {
-    tensors.push_back({{"name", t.name}, {"type", packing_text(t)}, {"rows", t.rows},
-                       {"cols", t.cols}, {"bytes", t.bytes}});
+    tensors.push_back({{"name", t.name},
+                       {"type", packing_text(t)},
+                       {"rows", t.rows},
+                       {"cols", t.cols},
+                       {"bytes", t.bytes}});
   }
-  tool::print(nlohmann::json{{"file", file.path().string()}, {"bytes", file.bytes()},
-                             {"metadata", metadata}, {"tensors", tensors}}
-                  .dump() +
-              "\n");
+  tool::print_object({{"file", file.path().string()},
+                      {"bytes", file.bytes()},
+                      {"metadata", metadata},
+                      {"tensors", tensors}});
 }
 
 void print_summary(const File& file, bool tensors) {
   tool::print(fmt::format("{}: {:.1f} MB, {} tensors\n", file.path().string(),
                           double(file.bytes()) / 1e6, file.tensors().size()));
   if (file.metadata().contains("model.family")) {
-    const LinearBytes linear = linear_bytes(file, ModelConfig::load(file.metadata()));
+    const LinearBytes linear = linear_bytes(file, ModelConfig::load(file));
     tool::print(fmt::format("blocks' linears: {:.1f} M weights at {:.3f} bits per weight\n",
                             double(linear.weights) / 1e6, linear.bits_per_weight()));
   }
   for (const auto& [key, value] : file.metadata()) {
     std::string text = Metadata::to_text(value);
     if (text.size() > 200) text = text.substr(0, 200) + "...";
-    tool::print(fmt::format("  {:<28} {}\n", key, nlohmann::json(text).dump(
-        -1, ' ', false, nlohmann::json::error_handler_t::replace)));
+    tool::print(fmt::format(
+        "  {:<28} {}\n", tool::one_line(key),
+        nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
   }
   if (!tensors) return;
   for (const TensorInfo& t : file.tensors()) {
-    tool::print(fmt::format("  {:<28} {:<24} [{}, {}] {} bytes\n", t.name, packing_text(t), t.rows,
-                            t.cols, t.bytes));
+    tool::print(fmt::format("  {:<28} {:<24} [{}, {}] {} bytes\n", tool::one_line(t.name),
+                            packing_text(t), t.rows, t.cols, t.bytes));
   }
 }
 
@@ -100,7 +102,7 @@ void edit(const Options& o) {
   const auto file = File::open(o.model);
   Metadata metadata = file->metadata();
   for (const std::string& assignment : o.set) set_value(metadata, assignment);
-  check_edit(*file, metadata);
+  with_place(o.model + " after this --set", [&] { check_edit(*file, metadata); });
   rewrite_metadata(o.model, metadata);
   tool::notice(o.quiet, o.model + ": metadata rewritten");
 }

@@ -13,8 +13,7 @@ namespace oq {
 class ChatSession {
  public:
   ChatSession(Decoder& decoder, const Tokenizer& tokenizer, Sampler& sampler,
-              const ChatTemplate& chat, std::string system,
-              std::vector<std::string> stop_strings);
+              const ChatTemplate& chat, std::string system, std::vector<std::string> stop_strings);
 
   /// One user's turn and its answer. When it throws, the conversation is as it was before.
   Answer say(std::string text, int64_t max_tokens, const Generator::Show& show,

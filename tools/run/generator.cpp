@@ -1,11 +1,11 @@
 #include "tools/run/generator.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <string>
+
+#include <fmt/format.h>
 
 #include "format/crc32c.h"
 
@@ -33,11 +33,16 @@ double private_mib() {
 
 std::string_view to_string(Ending e) {
   switch (e) {
-    case Ending::stop_token: return "stop token";
-    case Ending::stop_string: return "stop string";
-    case Ending::length: return "length";
-    case Ending::context_full: return "context full";
-    case Ending::interrupted: return "interrupted";
+    case Ending::stop_token:
+      return "stop token";
+    case Ending::stop_string:
+      return "stop string";
+    case Ending::length:
+      return "length";
+    case Ending::context_full:
+      return "context full";
+    case Ending::interrupted:
+      return "interrupted";
   }
   return "?";
 }
@@ -92,8 +97,8 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     sampler_.accept(id);
     answer.tokens.push_back(id);
     emit(stops.push(tokenizer_.token_bytes(id)));
-    stats.decode_bytes += double(decoder_.bytes_per_token()) +
-                          double(decoder_.kv_bytes(decoder_.length()));
+    stats.decode_bytes +=
+        double(decoder_.bytes_per_token()) + double(decoder_.kv_bytes(decoder_.length()));
     logits = decoder_.feed({&id, 1});
     answer.ending = Ending::stop_string;
     if (stops.stopped()) break;

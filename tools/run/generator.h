@@ -19,8 +19,8 @@ namespace oq {
 struct RunStats {
   int64_t prompt_tokens = 0, decode_tokens = 0;
   double prompt_seconds = 0, decode_seconds = 0;
-  double decode_bytes = 0;      ///< of weights and KV cache that decoding read
-  uint32_t logits_hash = 0;     ///< CRC-32C of the last logits: equal runs have equal hashes
+  double decode_bytes = 0;   ///< of weights and KV cache that decoding read
+  uint32_t logits_hash = 0;  ///< CRC-32C of the last logits: equal runs have equal hashes
 
   RunStats& operator+=(const RunStats& other);
   /// "prompt 12 tokens, 512.0 tokens/s; decode ..."; with the process's own memory.
@@ -47,8 +47,11 @@ class Generator {
 
   Generator(Decoder& decoder, const Tokenizer& tokenizer, Sampler& sampler,
             std::vector<int32_t> stop_ids, std::vector<std::string> stop_strings)
-      : decoder_(decoder), tokenizer_(tokenizer), sampler_(sampler),
-        stop_ids_(std::move(stop_ids)), stop_strings_(std::move(stop_strings)) {}
+      : decoder_(decoder),
+        tokenizer_(tokenizer),
+        sampler_(sampler),
+        stop_ids_(std::move(stop_ids)),
+        stop_strings_(std::move(stop_strings)) {}
 
   /// Appends `prompt` to sequence 0 and answers with at most `max_tokens` tokens (-1: until the
   /// context is full). Ends early, between two tokens, when `interrupted` becomes true.

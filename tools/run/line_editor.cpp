@@ -1,14 +1,14 @@
 #include "tools/run/line_editor.h"
 
-#include <histedit.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <clocale>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+
+#include <histedit.h>
+#include <unistd.h>
 
 namespace oq {
 namespace {
@@ -74,7 +74,8 @@ struct LineEditor::Terminal {
 };
 
 LineEditor::LineEditor(std::string prompt) : prompt_(std::move(prompt)) {
-  if (isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)) terminal_ = std::make_unique<Terminal>(prompt_);
+  if (isatty(STDIN_FILENO) && isatty(STDOUT_FILENO))
+    terminal_ = std::make_unique<Terminal>(prompt_);
 }
 
 LineEditor::~LineEditor() = default;

@@ -2,10 +2,8 @@
 #include <fmt/ranges.h>
 #include <signal.h>
 
-#include <nlohmann/json.hpp>
-
 #include "tools/common/backend.h"
-#include "tools/common/cli.h"
+#include "tools/common/json.h"
 #include "tools/common/text_file.h"
 #include "tools/run/repl.h"
 
@@ -31,6 +29,8 @@ struct Options {
 };
 
 void add_options(CLI::App& app, Options& o) {
+  const auto views = ChatTemplate::names();
+  const std::vector<std::string> names(views.begin(), views.end());
   app.add_option("MODEL", o.model, "a .oq file")->required();
   auto* prompt = app.add_option("-p,--prompt", o.prompt, "text to go on from");
   app.add_option("-f,--file", o.file, "the same from a file, or from stdin for -")
@@ -38,9 +38,10 @@ void add_options(CLI::App& app, Options& o) {
   app.add_flag("--chat", o.chat,
                "talk: with -p or -f one answer to that message, else line by line");
   app.add_option("--system", o.system, "system message of the chat");
-  app.add_option("--template", o.template_name,
-                 fmt::format("chat template instead of the model's own: {}",
-                             fmt::join(ChatTemplate::names(), ", ")));
+  app.add_option(
+         "--template", o.template_name,
+         fmt::format("chat template instead of the model's own: {}", fmt::join(names, ", ")))
+      ->check(CLI::IsMember(names));
   app.add_option("-n,--tokens", o.max_tokens,
                  "most tokens of an answer (-1: until the context is full; default 256, in a chat "
                  "1024)")
@@ -58,7 +59,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--repeat-penalty", o.sampling.repeat_penalty, "above 1 discourages repetition")
       ->check(CLI::PositiveNumber);
-  app.add_option("--seed", o.sampling.seed, "of the sampler");
+  app.add_option("--seed", o.sampling.seed, "of the sampler")->check(CLI::NonNegativeNumber);
   app.add_option("--stop", o.stops, "text that ends an answer; may be given again");
   app.add_flag("--exact", o.exact, "fp32 activations and KV cache");
   tool::add_backend_flag(app, o.backend);
@@ -76,8 +77,9 @@ void check_usage(const Options& o, bool one_shot) {
 }
 
 const ChatTemplate& template_of(const Options& o, const File& file) {
-  return o.template_name.empty() ? ChatTemplate::of(file.metadata())
-                                 : ChatTemplate::named(o.template_name);
+  if (!o.template_name.empty()) return ChatTemplate::named(o.template_name);
+  return with_place(o.model,
+                    [&]() -> const ChatTemplate& { return ChatTemplate::of(file.metadata()); });
 }
 
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text) {
@@ -92,16 +94,14 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& t
 }
 
 void print_json(const Answer& a) {
-  tool::print(nlohmann::json{{"text", a.text},
-                             {"tokens", a.tokens},
-                             {"ending", to_string(a.ending)},
-                             {"prompt_tokens", a.stats.prompt_tokens},
-                             {"prompt_seconds", a.stats.prompt_seconds},
-                             {"decode_seconds", a.stats.decode_seconds},
-                             {"decode_bytes", a.stats.decode_bytes},
-                             {"logits_hash", fmt::format("{:08x}", a.stats.logits_hash)}}
-                  .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
-              "\n");
+  tool::print_object({{"text", a.text},
+                      {"tokens", a.tokens},
+                      {"ending", to_string(a.ending)},
+                      {"prompt_tokens", a.stats.prompt_tokens},
+                      {"prompt_seconds", a.stats.prompt_seconds},
+                      {"decode_seconds", a.stats.decode_seconds},
+                      {"decode_bytes", a.stats.decode_bytes},
+                      {"logits_hash", fmt::format("{:08x}", a.stats.logits_hash)}});
 }
 
 void run(Options o, bool one_shot) {
@@ -119,8 +119,8 @@ void run(Options o, bool one_shot) {
   action.sa_handler = on_interrupt;
   sigaction(SIGINT, &action, nullptr);
 
-  const Generator::Show show = o.json ? Generator::Show([](std::string_view) {})
-                                      : Generator::Show(tool::print);
+  const Generator::Show show =
+      o.json ? Generator::Show([](std::string_view) {}) : Generator::Show(tool::print);
   Answer answer;
   if (o.chat) {
     const ChatTemplate& chat = template_of(o, *file);
@@ -129,7 +129,7 @@ void run(Options o, bool one_shot) {
     ChatSession session(decoder, *tokenizer, sampler, chat, o.system, o.stops);
     if (!one_shot) {
       chat_repl(session, o.max_tokens, o.quiet, interrupted);
-      if (!o.quiet) fmt::print(stderr, "{}\n", session.stats().line());
+      tool::report(o.quiet, session.stats().line());
       return;
     }
     answer = session.say(text, o.max_tokens, show, interrupted);
@@ -144,7 +144,7 @@ void run(Options o, bool one_shot) {
   if (answer.ending == Ending::context_full) {
     tool::notice(o.quiet, "the context is full: --ctx makes it larger");
   }
-  if (!o.quiet) fmt::print(stderr, "{}\n", answer.stats.line());
+  tool::report(o.quiet, answer.stats.line());
 }
 
 }  // namespace

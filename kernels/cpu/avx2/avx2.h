@@ -1,9 +1,9 @@
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstdint>
 #include <cstring>
+
+#include <immintrin.h>
 
 #include "kernels/cpu/kernels.h"
 

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include <cpuid.h>
+
 #include "kernels/cpu/avx2/avx2.h"
 
 namespace oq::cpu::avx2 {
@@ -67,9 +69,12 @@ void dense_typed(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int6
 
 void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end, MutableRows y) {
   switch (w.type) {
-    case DenseView::Type::f32: return dense_typed<float>(w, x, tokens, begin, end, y);
-    case DenseView::Type::f16: return dense_typed<f16>(w, x, tokens, begin, end, y);
-    case DenseView::Type::bf16: return dense_typed<bf16>(w, x, tokens, begin, end, y);
+    case DenseView::Type::f32:
+      return dense_typed<float>(w, x, tokens, begin, end, y);
+    case DenseView::Type::f16:
+      return dense_typed<f16>(w, x, tokens, begin, end, y);
+    case DenseView::Type::bf16:
+      return dense_typed<bf16>(w, x, tokens, begin, end, y);
   }
 }
 
@@ -116,9 +121,18 @@ const Kernels& table() {
 
 namespace oq::cpu {
 
+namespace {
+
+bool has_f16c() {  // clang 14's __builtin_cpu_supports does not know it
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+}  // namespace
+
 const Kernels* avx2_kernels() {
-  static const bool usable = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                             __builtin_cpu_supports("f16c");
+  static const bool usable =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   return usable ? &avx2::table() : nullptr;
 }
 

@@ -83,14 +83,15 @@ void panels(const PackedView& w, Rows x, const float* weak_x, int64_t first_toke
   }
 }
 
-using PanelsFn = void (*)(const PackedView&, Rows, const float*, int64_t first_token,
-                          int64_t begin, int64_t end, MutableRows);
+using PanelsFn = void (*)(const PackedView&, Rows, const float*, int64_t first_token, int64_t begin,
+                          int64_t end, MutableRows);
 
 template <int kTokens>
-constexpr PanelsFn kPanels[9] = {
-    panels<0, kTokens>, nullptr,            panels<2, kTokens>, panels<3, kTokens>,
-    panels<4, kTokens>, panels<5, kTokens>, panels<6, kTokens>, panels<7, kTokens>,
-    panels<8, kTokens>};
+constexpr PanelsFn kPanels[9] = {panels<0, kTokens>, nullptr,
+                                 panels<2, kTokens>, panels<3, kTokens>,
+                                 panels<4, kTokens>, panels<5, kTokens>,
+                                 panels<6, kTokens>, panels<7, kTokens>,
+                                 panels<8, kTokens>};
 
 }  // namespace
 

@@ -192,10 +192,11 @@ void panels(const PackedView& w, const Int8Rows& x, const float* weak_x, int64_t
 constexpr int kTile = 4;
 
 template <int kTokens>
-constexpr PanelsFn kPanels[9] = {
-    panels<0, kTokens>, nullptr,            panels<2, kTokens>, panels<3, kTokens>,
-    panels<4, kTokens>, panels<5, kTokens>, panels<6, kTokens>, panels<7, kTokens>,
-    panels<8, kTokens>};
+constexpr PanelsFn kPanels[9] = {panels<0, kTokens>, nullptr,
+                                 panels<2, kTokens>, panels<3, kTokens>,
+                                 panels<4, kTokens>, panels<5, kTokens>,
+                                 panels<6, kTokens>, panels<7, kTokens>,
+                                 panels<8, kTokens>};
 
 }  // namespace
 

@@ -24,8 +24,8 @@ inline __attribute__((always_inline)) void unpack_fields(const uint8_t* block,
   for (int j = 0; j < kBits; ++j) v[j] = load(block + 32 * j);
 #pragma GCC unroll 8
   for (int d = 0; d < kDirect; ++d) {
-    const __m256i shifted = d < kBits ? v[d % kBits]
-                                      : _mm256_srli_epi16(v[d % kBits], d / kBits * kBits);
+    const __m256i shifted =
+        d < kBits ? v[d % kBits] : _mm256_srli_epi16(v[d % kBits], d / kBits * kBits);
     out[d] = kBits == 8 ? shifted : _mm256_and_si256(shifted, mask(kBits, 0));
   }
 #pragma GCC unroll 8

@@ -46,8 +46,8 @@ void CpuAttention::load_queries(const Tile& tile, const Batch& batch, cpu::Rows 
   }
 }
 
-void CpuAttention::attend(const CpuKvCache& cache, int64_t layer, const Tile& tile,
-                          int64_t stretch, Scratch& s) const {
+void CpuAttention::attend(const CpuKvCache& cache, int64_t layer, const Tile& tile, int64_t stretch,
+                          Scratch& s) const {
   const int64_t begin = stretch * kStretch, end = std::min(tile.positions, begin + kStretch);
   const auto queries = int64_t(s.parts.size());
   if (cache.exact()) {

@@ -51,8 +51,8 @@ class CpuAttention {
   const cpu::Kernels& kernels_;
   const ModelConfig& config_;
   std::vector<Tile> tiles_;
-  std::vector<Scratch> scratch_;       ///< per thread
-  std::vector<float> stretch_out_;     ///< [tile][stretch][query][head_dim]
+  std::vector<Scratch> scratch_;    ///< per thread
+  std::vector<float> stretch_out_;  ///< [tile][stretch][query][head_dim]
   std::vector<cpu::AttentionPart> stretch_parts_;
 };
 

@@ -1,8 +1,8 @@
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/thread_pool.h"
@@ -38,9 +38,12 @@ void read_row(const CpuWeight& w, int64_t row, std::span<float> out) {
     for (size_t i = 0; i < out.size(); ++i) out[i] = to_float(from[i]);
   };
   switch (w.info.kind) {
-    case Kind::f16: return convert(f16{});
-    case Kind::bf16: return convert(bf16{});
-    default: return convert(0.0f);
+    case Kind::f16:
+      return convert(f16{});
+    case Kind::bf16:
+      return convert(bf16{});
+    default:
+      return convert(0.0f);
   }
 }
 
@@ -91,8 +94,8 @@ class CpuBackend final : public Backend {
   void norm_linears(const Norm& norm, const Buffer& x, std::span<const Linear> linears,
                     Buffer& out) override {
     norm_rows(norm, buffer_of(x).rows(), batch_.rows());
-    linears_.run(linears, std::as_const(*normed_).rows(), batch_.rows(), block_inputs(), runs_, false,
-                 buffer_of(out).rows());
+    linears_.run(linears, std::as_const(*normed_).rows(), batch_.rows(), block_inputs(), runs_,
+                 false, buffer_of(out).rows());
   }
 
   void rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv) override;
@@ -118,7 +121,8 @@ class CpuBackend final : public Backend {
 
  private:
   InputMode block_inputs() const {
-    return {.exact = plan_.exact, .bits = plan_.scheme.activation_bits,
+    return {.exact = plan_.exact,
+            .bits = plan_.scheme.activation_bits,
             .per_tensor = plan_.scheme.per_tensor};
   }
 
@@ -144,8 +148,8 @@ class CpuBackend final : public Backend {
   std::unique_ptr<CpuBuffer> normed_;
   std::vector<float> gate_up_, logits_;
   Batch batch_;
-  std::vector<int64_t> runs_;      ///< first rows of consecutive rows of one sequence, and the end
-  std::vector<float> rotations_;   ///< [rows][rope_dim / 2] cosines, then as many sines
+  std::vector<int64_t> runs_;     ///< first rows of consecutive rows of one sequence, and the end
+  std::vector<float> rotations_;  ///< [rows][rope_dim / 2] cosines, then as many sines
 };
 
 /// Cosines and sines of the batch's positions, shared by all heads and layers.
@@ -197,8 +201,8 @@ void CpuBackend::rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv)
   });
 }
 
-void CpuBackend::norm_gated(const Norm& norm, const Buffer& x, const Linear& gate,
-                            const Linear& up, Activation activation, Buffer& out) {
+void CpuBackend::norm_gated(const Norm& norm, const Buffer& x, const Linear& gate, const Linear& up,
+                            Activation activation, Buffer& out) {
   const int64_t n = plan_.config.mlp, rows = batch_.rows();
   const Linear both[] = {gate, up};
   norm_rows(norm, buffer_of(x).rows(), rows);
@@ -213,10 +217,18 @@ void CpuBackend::norm_gated(const Norm& norm, const Buffer& x, const Linear& gat
     for (int64_t m = begin; m < end; ++m) {
       const float* g = gate_up_.data() + 2 * n * m;
       switch (activation) {
-        case Activation::silu: kernels_.silu_gate(g, g + n, n, to.row(m)); break;
-        case Activation::gelu: apply(reference::gelu, g, to.row(m)); break;
-        case Activation::gelu_tanh: apply(reference::gelu_tanh, g, to.row(m)); break;
-        case Activation::relu: apply(reference::relu, g, to.row(m)); break;
+        case Activation::silu:
+          kernels_.silu_gate(g, g + n, n, to.row(m));
+          break;
+        case Activation::gelu:
+          apply(reference::gelu, g, to.row(m));
+          break;
+        case Activation::gelu_tanh:
+          apply(reference::gelu_tanh, g, to.row(m));
+          break;
+        case Activation::relu:
+          apply(reference::relu, g, to.row(m));
+          break;
       }
     }
   });

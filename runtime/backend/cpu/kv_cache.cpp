@@ -1,8 +1,8 @@
 #include "runtime/backend/cpu/kv_cache.h"
 
-#include <fmt/format.h>
-
 #include <type_traits>
+
+#include <fmt/format.h>
 
 #include "format/bytes.h"
 #include "format/half.h"
@@ -25,9 +25,11 @@ CpuKvCache::CpuKvCache(const Plan& plan)
     values_.reset(std::calloc(1, n));
   }
   if (!keys_ || !values_) {
-    throw Error({.what = "no memory for the KV cache", .where = "cpu backend",
-                 .found = fits ? fmt::format("2 x {} MiB wanted", n >> 20) : "a size that overflows",
-                 .hint = "choose a smaller --ctx"});
+    throw Error(
+        {.what = "no memory for the KV cache",
+         .where = "cpu backend",
+         .found = fits ? fmt::format("2 x {} MiB wanted", n >> 20) : "a size that overflows",
+         .hint = "choose a smaller --ctx"});
   }
 }
 

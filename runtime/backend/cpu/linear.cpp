@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "format/bytes.h"
-
 #include "kernels/reference/ops.h"
 
 namespace oq {

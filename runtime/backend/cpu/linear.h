@@ -30,9 +30,9 @@ struct CpuWeight final : Weight {
 
 /// How the inputs of a linear are treated before they meet its weights.
 struct InputMode {
-  bool exact = false;         ///< fp32; otherwise int8 blocks for packed weights
-  int bits = 16;              ///< dynamic quantization of the scheme, below 16
-  bool per_tensor = false;    ///< one range per sequence instead of per token
+  bool exact = false;       ///< fp32; otherwise int8 blocks for packed weights
+  int bits = 16;            ///< dynamic quantization of the scheme, below 16
+  bool per_tensor = false;  ///< one range per sequence instead of per token
 };
 
 /// Runs linears that share an input over the thread pool, preparing that input once for each
@@ -58,8 +58,8 @@ class LinearRunner {
     const CpuWeight* weight;
     const CpuWeight* bias;
     const Input* input;
-    int64_t first_unit;   ///< units of 8 rows, counted over all linears
-    int64_t column;       ///< of y
+    int64_t first_unit;  ///< units of 8 rows, counted over all linears
+    int64_t column;      ///< of y
   };
 
   void prepare(const CpuWeight& w, cpu::Rows x, int64_t tokens, const InputMode& mode,

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test. With --full, the long forms too.
+#
+# usage: scripts/test.sh [--full] [STAGE...]     stages: style release asan tsan scalar fuzz tidy
+#
+# OQ_TEST_DATA names a folder of test data (texts, vocabularies, golden layers); tests that want
+# it skip, and say so, where it is not set. The real model is fetched once into the cache.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+full=
+[ "${1:-}" = --full ] && { full=1; shift; }
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(style release asan scalar tsan fuzz tidy)
+fuzz_seconds=${full:+300}
+fuzz_seconds=${fuzz_seconds:-20}
+
+run_ctest() {  # run_ctest PRESET [ctest arguments]
+  local preset=$1
+  shift
+  (cd "$root" && ctest --preset "$preset" --no-tests=error "$@")
+}
+
+sources() { git -C "$root" ls-files '*.h' '*.cpp' '*.cu' '*.cuh'; }
+
+stage_style() {
+  (cd "$root" && sources | xargs clang-format --dry-run -Werror)
+}
+
+stage_release() { build release && run_ctest release; }
+
+stage_asan() {
+  export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
+  build asan && run_ctest asan ${full:+} -LE "${full:+none}${full:-data}"
+}
+
+stage_tsan() { build tsan test-kernels test-runtime oq-convert oq-run && run_ctest tsan -R '^(kernels|runtime)$'; }
+
+stage_scalar() { build scalar && run_ctest scalar ${full:-"-LE"} ${full:-data}; }
+
+stage_fuzz() {
+  build asan
+  local target name work
+  for target in "$root"/build/asan/bin/fuzz-*; do
+    name=$(basename "$target")
+    work=$(mktemp -d)
+    say "== $name, $fuzz_seconds s"
+    (cd "$work" && "$target" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 \
+      -print_final_stats=1 "$work" "$root/tests/fuzz/corpus/${name#fuzz-}" >"$work.log" 2>&1) || {
+      tail -n 40 "$work.log" >&2
+      die "$name found something"
+    }
+    grep -E 'stat::number_of_executed_units' "$work.log" || true
+    rm -rf "$work" "$work.log"
+  done
+}
+
+# clang-tidy on what changed since the last merge into main, or on everything with --full.
+stage_tidy() {
+  local files base
+  [ -f "$root/build/release/compile_commands.json" ] || build release
+  if [ -n "$full" ]; then
+    files=$(sources | grep '\.cpp$')
+  else
+    base=$(git -C "$root" rev-list --max-count=1 --before='1 day ago' HEAD)
+    files=$(git -C "$root" diff --name-only --diff-filter=d "${base:-4b825dc642cb6eb9a060e54bf8d69288fbee4904}" -- '*.cpp' |
+      grep -vE '^(tests|bench)/' | head -n 12 || true)
+  fi
+  [ -z "$files" ] && return
+  (cd "$root" && xargs -n 1 -P "$(nproc)" clang-tidy -p build/release --quiet <<<"$files")
+}
+
+main() {
+  install "${build_packages[@]}" "${test_packages[@]}"
+  if fetch_model; then
+    export OQ_SMOLLM2_GGUF=$model_gguf
+  else
+    say "SKIPPED: the real model cannot be had; tests that need it are skipped, no quality figure"
+  fi
+  [ -n "${OQ_TEST_DATA:-}" ] || say "SKIPPED: OQ_TEST_DATA is not set; tests on outside data are skipped"
+  local stage start
+  for stage in "${stages[@]}"; do
+    say "=== $stage"
+    start=$SECONDS
+    "stage_$stage"
+    say "=== $stage: $((SECONDS - start)) s"
+  done
+  say "all stages passed"
+}
+main

@@ -1,0 +1,161 @@
+// oq-run --chat: one answer, a conversation over a pipe, and Ctrl-C.
+
+#include <signal.h>
+
+#include <chrono>
+#include <thread>
+
+#include "tests/tools/tools.h"
+
+using namespace oq;
+using namespace oq::test;
+
+namespace {
+
+ProcessResult converse(const std::string& lines, std::vector<std::string> more = {}) {
+  std::vector<std::string> args = {models().endless, "--chat", "--temperature", "0", "-n", "6"};
+  args.insert(args.end(), more.begin(), more.end());
+  return run_oq("run", args, {.input = lines});
+}
+
+/// oq-run in the background, with a pipe to talk to it.
+class Background {
+ public:
+  explicit Background(const std::vector<std::string>& args) {
+    int ends[2];
+    REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
+    input_ = ends[1];
+    std::vector<std::string> all = {tool("oq-run")};
+    all.insert(all.end(), args.begin(), args.end());
+    child_ = start(all, dir_.path(), [&] { dup2(ends[0], STDIN_FILENO); });
+    close(ends[0]);
+  }
+  ~Background() {
+    if (child_ > 0) kill(child_, SIGKILL);
+    if (child_ > 0) wait_for(child_);
+    close(input_);
+  }
+
+  void type(const std::string& line) {
+    REQUIRE(write(input_, line.data(), line.size()) == ssize_t(line.size()));
+  }
+  void interrupt() { kill(child_, SIGINT); }
+  std::string out() const { return read_file(dir_ / "stdout"); }
+  std::string err() const { return read_file(dir_ / "stderr"); }
+
+  /// Waits until stdout has more than `bytes` bytes and `text` among those after them.
+  bool shows(const std::string& text, size_t bytes = 0) const {
+    for (int i = 0; i < 30'000; ++i) {
+      const std::string now = out();
+      if (now.size() > bytes && now.find(text, bytes) != std::string::npos) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return false;
+  }
+  int finish() {
+    const int code = wait_for(child_);
+    child_ = -1;
+    return code;
+  }
+
+ private:
+  TempDir dir_;
+  int input_ = -1;
+  pid_t child_ = -1;
+};
+
+}  // namespace
+
+TEST_CASE("--chat -p answers one message, in the template that is asked for") {
+  const Models& m = models();
+  const auto answer = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {m.f16, "--chat", "-p", "hello", "-n", "12", "--temperature",
+                                     "0"};
+    args.insert(args.end(), more.begin(), more.end());
+    return oq_json("run", args);
+  };
+  const auto own = answer({});
+  CHECK(own == own);
+  CHECK(answer({"--template", "chatml"})["tokens"] == own["tokens"]);
+  const auto llama2 = answer({"--template", "llama2"});
+  CHECK(llama2["prompt_tokens"] != own["prompt_tokens"]);
+  CHECK(answer({"--system", "be brief"})["prompt_tokens"] > own["prompt_tokens"]);
+  const auto plain = oq_json("run", {m.f16, "-p", "hello", "-n", "12"});
+  CHECK(plain["prompt_tokens"] == 1);
+
+  const auto unknown = m.dir / "unknown-template.oq";
+  copy_changed(m.f16, unknown, {.metadata = [](Metadata& metadata) {
+                 metadata.set("chat.template", std::string("unknown"));
+               }});
+  check_fails("run", {unknown, "--chat", "-p", "hello"},
+              {"unknown-template.oq", "--template", "chatml"});
+  CHECK(run_oq("run", {unknown, "--chat", "-p", "hello", "-n", "2", "--template", "chatml"}).code ==
+        0);
+  const ProcessResult bad = run_oq("run", {m.f16, "--chat", "-p", "x", "--template", "morse"});
+  CHECK(bad.code == 2);
+  CHECK(bad.err.find("chatml") != std::string::npos);
+}
+
+TEST_CASE("a conversation over a pipe obeys its commands") {
+  const ProcessResult twice = converse("hello\n/reset\nhello\n");
+  CHECK(twice.code == 0);
+  const std::string reset = "(conversation forgotten)\n";
+  const size_t cut = twice.out.find(reset);
+  REQUIRE(cut != std::string::npos);
+  CHECK(cut > 1);
+  CHECK(twice.out.substr(cut + reset.size()) == twice.out.substr(0, cut));
+
+  // Without /reset, the second answer follows on the first turn.
+  const ProcessResult on = converse("hello\nhello\n");
+  CHECK(on.out.find(twice.out.substr(0, cut)) == 0);
+  CHECK(on.out != twice.out.substr(0, cut) + twice.out.substr(0, cut));
+
+  const ProcessResult commands =
+      converse("/help\n\n  \nhello\n/stats\n/system be brief\nhello\n/quit\nnever read\n");
+  CHECK(commands.code == 0);
+  CHECK(commands.out.find("/system TEXT") != std::string::npos);
+  CHECK(commands.out.find("decode 6 tokens") != std::string::npos);
+  CHECK(commands.out.find("(system message set; conversation forgotten)\n") != std::string::npos);
+  CHECK(commands.err.find("decode 12 tokens") != std::string::npos);  // two answers, not three
+  CHECK(converse("").code == 0);
+  CHECK(converse("hello", {"--quiet"}).err.empty());  // no newline at the end of the input
+}
+
+TEST_CASE("a turn that does not fit is refused, and the conversation goes on") {
+  const std::string word = " house";
+  std::string much;
+  for (int i = 0; i < 200; ++i) much += word;
+  const ProcessResult r = converse("hello\n" + much + "\n/reset\nhello\n", {"--ctx", "64"});
+  CHECK(r.code == 0);
+  CHECK(r.err.find("does not fit the context") != std::string::npos);
+  CHECK(r.err.find("--ctx") != std::string::npos);
+  CHECK(r.err.find("decode 12 tokens") != std::string::npos);
+}
+
+TEST_CASE("Ctrl-C stops the answer and not the program") {
+  Background chat({models().endless, "--chat", "--temperature", "0", "-n", "-1", "--ctx", "65536",
+                   "--threads", "1"});
+  chat.type("hello\n");
+  REQUIRE(chat.shows("", 2000));  // an answer that has no end
+  chat.interrupt();
+  REQUIRE(chat.shows("\n(stopped)\n", 2000));
+  size_t seen = chat.out().size();
+  chat.type("/stats\n");
+  REQUIRE(chat.shows("tokens/s", seen));
+  seen = chat.out().size();
+  chat.type("and again\n");  // the conversation goes on
+  REQUIRE(chat.shows("", seen + 2000));
+  chat.interrupt();
+  REQUIRE(chat.shows("\n(stopped)\n", seen + 2000));
+  chat.type("/quit\n");
+  CHECK(chat.finish() == 0);
+}
+
+TEST_CASE("Ctrl-C ends a single answer with what there is of it") {
+  Background run({models().endless, "-p", "hello", "-n", "-1", "--ctx", "65536", "--threads", "1"});
+  REQUIRE(run.shows("", 2000));
+  run.interrupt();
+  CHECK(run.finish() == 0);
+  CHECK(run.out().back() == '\n');
+  CHECK(run.err().find("logits ") != std::string::npos);
+}
