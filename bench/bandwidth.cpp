@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -19,7 +21,8 @@ namespace oq {
 namespace {
 
 constexpr size_t kBytes = size_t(1) << 30;
-constexpr size_t kPiece = size_t(4) << 20;  ///< what one call of a reader takes
+constexpr size_t kLeast = size_t(256) << 20;  ///< below it, caches would take part
+constexpr size_t kPiece = size_t(4) << 20;    ///< what one call of a reader takes
 
 std::atomic<uint64_t> sink;  ///< keeps the compiler from dropping the reads
 
@@ -74,6 +77,15 @@ Reader widest_reader() {
   return read_plain;
 }
 
+/// What the system could hand out without swapping.
+size_t available_memory() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.rfind("MemAvailable:", 0) == 0) return size_t(std::stoull(line.substr(13))) << 10;
+  }
+  return size_t(sysconf(_SC_AVPHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE));
+}
+
 std::byte* map_buffer(size_t bytes, int advice) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) {
@@ -88,8 +100,13 @@ std::byte* map_buffer(size_t bytes, int advice) {
 }  // namespace
 
 BandwidthProbe::BandwidthProbe(int threads) : pool_(threads) {
-  const auto memory = size_t(sysconf(_SC_AVPHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE));
-  bytes_ = std::max(kPiece, std::min(kBytes, memory / 8) / kPiece * kPiece);
+  bytes_ = std::min(kBytes, available_memory() / 4 / kPiece * kPiece);
+  if (bytes_ < kLeast) {
+    throw Error({.what = "too little memory to measure its bandwidth",
+                 .where = "oq-bench",
+                 .expected = "1 GiB available",
+                 .hint = "free some memory"});
+  }
   huge_ = map_buffer(bytes_, MADV_HUGEPAGE);
   small_ = map_buffer(bytes_, MADV_NOHUGEPAGE);
   pool_.parallel_for(int64_t(bytes_ / kPiece), 1, [&](int64_t begin, int64_t end, int) {

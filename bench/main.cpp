@@ -20,7 +20,7 @@ struct Options {
 
 struct Report {
   std::string model, scheme, backend;
-  double bits_per_weight, load_seconds, peak_mib, bandwidth;
+  double bits_per_weight, load_seconds, peak_mib, bandwidth, huge_pages, small_pages;
   uint64_t bytes_per_token;
   std::vector<Throughput> results;
 };
@@ -48,10 +48,14 @@ Report measure(const Options& o) {
            .load_seconds = load.count(),
            .peak_mib = 0,
            .bandwidth = 0,
+           .huge_pages = 0,
+           .small_pages = 0,
            .bytes_per_token = decoder.bytes_per_token(),
            .results = measure_throughput(decoder, tests, o.repetitions, probe)};
   r.peak_mib = peak_mib();
   r.bandwidth = probe.best();
+  r.huge_pages = probe.best_huge_pages();
+  r.small_pages = probe.best_small_pages();
   return r;
 }
 
@@ -67,10 +71,12 @@ void print_markdown(const Report& r) {
                             r.model, r.scheme, r.bits_per_weight, r.backend, t.test.name(),
                             t.median(), t.rates.front(), t.rates.back(), gbs, share));
   }
-  tool::print(fmt::format(
-      "\nread bandwidth {:.1f} GB/s; {:.1f} MB of weights per token; loaded in "
-      "{:.1f} ms; peak memory with the probe {:.0f} MiB\n",
-      r.bandwidth / 1e9, double(r.bytes_per_token) / 1e6, r.load_seconds * 1e3, r.peak_mib));
+  tool::print(
+      fmt::format("\nread bandwidth {:.1f} GB/s (huge pages {:.1f}, small {:.1f}); {:.1f} MB of "
+                  "weights per token; loaded in "
+                  "{:.1f} ms; peak memory with the probe {:.0f} MiB\n",
+                  r.bandwidth / 1e9, r.huge_pages / 1e9, r.small_pages / 1e9,
+                  double(r.bytes_per_token) / 1e6, r.load_seconds * 1e3, r.peak_mib));
 }
 
 void print_json(const Report& r) {

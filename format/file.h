@@ -44,9 +44,9 @@ struct TensorInfo {
 /// A .oq file, mapped read-only and shared between processes.
 ///
 /// Opening checks the header, the metadata and the directory against their CRCs and against the
-/// file's size, in time proportional to the directory; tensor bytes are not read. What a tensor
-/// holds is safe to read whatever it is; `verify` says whether it is what was written.
-/// Immutable after opening: any number of threads may read. All failures throw oq::Error.
+/// file's size, in time proportional to the directory; of tensors only weak columns' indices are
+/// read. What a tensor holds is safe to read whatever it is; `verify` says whether it is what was
+/// written. Immutable after opening: any number of threads may read. All failures throw oq::Error.
 class File {
  public:
   static std::shared_ptr<const File> open(const std::filesystem::path& path);

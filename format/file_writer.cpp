@@ -1,5 +1,6 @@
 #include <cerrno>
 #include <cstring>
+#include <memory>
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -73,6 +74,29 @@ bool pwrite_fully(int fd, std::span<const std::byte> data, uint64_t offset) {
   return true;
 }
 
+/// Opens a file for writing and locks it; -1 with errno set otherwise (EWOULDBLOCK: somebody has
+/// the lock). Whoever had the lock may have renamed the file away while we opened it: the lock is
+/// good only while the name still names what is locked.
+int open_locked(const std::filesystem::path& path, int flags) {
+  while (true) {
+    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | flags, 0644);
+    if (fd < 0) return -1;
+    struct stat ours {
+    }, named{};
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0 || fstat(fd, &ours) != 0) {
+      const int error = errno;
+      close(fd);
+      errno = error;
+      return -1;
+    }
+    if (stat(path.c_str(), &named) == 0 && named.st_dev == ours.st_dev &&
+        named.st_ino == ours.st_ino) {
+      return fd;
+    }
+    close(fd);
+  }
+}
+
 void sync_folder(const std::filesystem::path& path) {
   const auto parent = path.parent_path();
   const int fd = ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -96,16 +120,16 @@ Writer::Writer(std::filesystem::path path, size_t max_tensors, size_t metadata_r
                  .where = path_.string(),
                  .hint = "choose another output"});
   }
-  fd_ = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd_ < 0) throw io_error("cannot be created");
-  if (flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-    close(fd_);
+  fd_ = open_locked(part_, O_CREAT | O_NOFOLLOW);
+  if (fd_ < 0 && errno == EWOULDBLOCK) {
     throw Error({.what = "is being written by another process",
                  .where = part_.string(),
                  .hint = "wait for it to end, or choose another output"});
   }
+  if (fd_ < 0) throw io_error("cannot be created");
   if (ftruncate(fd_, 0) != 0) {
     const Error e = io_error("cannot be emptied");
+    unlink(part_.c_str());
     close(fd_);
     throw e;
   }
@@ -222,23 +246,22 @@ void Writer::finish() {
 }
 
 void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadata) {
+  const int fd = open_locked(path, 0);
+  const std::unique_ptr<const int, void (*)(const int*)> closer(&fd, [](const int* f) {
+    if (*f >= 0) close(*f);
+  });
+  const auto fail = [&](const char* what, const char* hint = "the old metadata is still in force") {
+    return Error({.what = std::string(what) + ": " + std::strerror(errno),
+                  .where = path.string(),
+                  .hint = hint});
+  };
+  if (fd < 0) throw fail("cannot be opened for writing");
   File::open(path);  // refuses what is not a sound file
+  disk::Header h;
+  if (pread(fd, &h, sizeof(h), 0) != ssize_t(sizeof(h))) throw fail("cannot be read");
   std::vector<std::byte> encoded = metadata.encode();
   const size_t encoded_bytes = encoded.size();
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  const auto fail = [&](const char* what) {
-    const Error e({.what = std::string(what) + ": " + std::strerror(errno),
-                   .where = path.string(),
-                   .hint = "the old metadata is still in force"});
-    if (fd >= 0) close(fd);
-    return e;
-  };
-  disk::Header h;
-  if (fd < 0 || pread(fd, &h, sizeof(h), 0) != ssize_t(sizeof(h))) {
-    throw fail("cannot be opened for writing");
-  }
   if (encoded_bytes > h.metadata_capacity) {
-    close(fd);
     throw metadata_too_large(path, encoded_bytes, h.metadata_capacity);
   }
   encoded.resize(h.metadata_capacity);  // with zeros over what an interrupted edit left there
@@ -256,8 +279,9 @@ void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadat
     throw fail("header cannot be written");
   }
   const std::vector<std::byte> zeros(h.metadata_capacity);
-  if (!pwrite_fully(fd, zeros, old_offset)) throw fail("old metadata cannot be cleared");
-  close(fd);
+  if (!pwrite_fully(fd, zeros, old_offset)) {
+    throw fail("old metadata cannot be cleared", "the new metadata is in force; edit again");
+  }
 }
 
 }  // namespace oq

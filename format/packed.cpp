@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include <fmt/format.h>
 
@@ -212,7 +213,8 @@ void PackedView::dequantize_row(uint64_t row, std::span<float> out) const {
   }
   const auto indices = weak_indices();
   for (uint32_t i = 0; i < indices.size(); ++i) {
-    if (indices[i] < layout_.cols) out[indices[i]] = weak_weight(row, i);
+    const uint32_t k = indices[i];  // read once: the mapping may change under us
+    if (k < layout_.cols) out[k] = weak_weight(row, i);
   }
 }
 

@@ -26,6 +26,9 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   plan_.sequences = options.sequences;
   plan_.max_rows = std::min(options.max_rows, plan_.context * plan_.sequences);
   plan_.exact = options.exact;
+  if (options.sequences < 1 || options.max_rows < 1) {
+    throw Error({.what = "a decoder needs a sequence and a row", .where = "decoder options"});
+  }
   if (plan_.context > plan_.config.context) {
     throw Error({.what = "context is longer than the model was made for",
                  .where = file_->path().string(),
@@ -97,14 +100,15 @@ void Decoder::forward(const Block& block, int64_t layer) {
 }
 
 void Decoder::step(const Batch& batch) {
-  check(batch);
+  std::vector<int64_t> lengths = lengths_after(batch);
   backend_->begin(batch);
   backend_->embed(*embedding_, *x_);
   for (size_t i = 0; i < blocks_.size(); ++i) forward(blocks_[i], int64_t(i));
   if (!batch.logit_rows.empty()) backend_->head(final_norm_, head_, *x_);
+  lengths_ = std::move(lengths);
 }
 
-void Decoder::check(const Batch& batch) {
+std::vector<int64_t> Decoder::lengths_after(const Batch& batch) const {
   const auto bad = [](const char* what, int64_t low, int64_t high, int64_t found) {
     return Error({.what = what,
                   .where = "decoder step",
@@ -117,7 +121,8 @@ void Decoder::check(const Batch& batch) {
     throw Error(
         {.what = "positions and sequences must be as many as tokens", .where = "decoder step"});
   }
-  std::vector<int64_t> lengths = lengths_;  // a refused batch changes nothing
+  std::vector<int64_t> lengths = lengths_;
+  std::vector<bool> begun(lengths.size());  // sequences that have had a row
   for (size_t i = 0; i < size_t(rows); ++i) {
     const int64_t sequence = batch.sequences[i], position = batch.positions[i];
     if (sequence < 0 || sequence >= plan_.sequences) {
@@ -131,7 +136,11 @@ void Decoder::check(const Batch& batch) {
                    .hint = "shorten the text or choose a larger --ctx"});
     }
     int64_t& length = lengths[size_t(sequence)];
-    if (position < 0 || position > length) throw bad("position leaves a gap", 0, length, position);
+    const int64_t lowest = begun[size_t(sequence)] ? length : 0;
+    if (position < lowest || position > length) {
+      throw bad("position leaves a gap or goes back inside a step", lowest, length, position);
+    }
+    begun[size_t(sequence)] = true;
     const int64_t token = batch.tokens[i];
     if (token < 0 || token >= plan_.config.vocab) {
       throw bad("token is not in the vocabulary", 0, plan_.config.vocab - 1, token);
@@ -143,7 +152,7 @@ void Decoder::check(const Batch& batch) {
     if (row <= last || row >= rows) throw bad("bad row for logits", last + 1, rows - 1, row);
     last = row;
   }
-  lengths_ = std::move(lengths);
+  return lengths;
 }
 
 std::span<const float> Decoder::feed(std::span<const int32_t> tokens, int32_t sequence) {
@@ -178,8 +187,18 @@ std::span<const float> Decoder::feed(std::span<const int32_t> tokens, int32_t se
 }
 
 void Decoder::truncate(int64_t length, int32_t sequence) {
-  int64_t& now = lengths_.at(size_t(sequence));
-  now = std::clamp<int64_t>(length, 0, now);
+  const int64_t now = this->length(sequence);
+  lengths_[size_t(sequence)] = std::clamp<int64_t>(length, 0, now);
+}
+
+int64_t Decoder::length(int32_t sequence) const {
+  if (sequence < 0 || sequence >= plan_.sequences) {
+    throw Error({.what = "no such sequence",
+                 .where = "decoder",
+                 .expected = fmt::format("0..{}", plan_.sequences - 1),
+                 .found = std::to_string(sequence)});
+  }
+  return lengths_[size_t(sequence)];
 }
 
 uint64_t Decoder::kv_bytes(int64_t position) const {

@@ -28,9 +28,9 @@ class Decoder {
   int64_t context() const { return plan_.context; }
   int64_t max_rows() const { return plan_.max_rows; }
 
-  /// One pass of the batch through the model. Rows of one sequence come in ascending positions
-  /// and leave no gap: a row's position is at most the sequence's length so far. A smaller one
-  /// goes back: what came after it is forgotten.
+  /// One pass of the batch through the model. A sequence's first row in the batch may stand at any
+  /// position up to the sequence's length: a smaller one goes back, and what came after is
+  /// forgotten. Each further row takes the next position. A refused batch changes nothing.
   void step(const Batch& batch);
 
   /// The logits that the last step's logit_rows[i] asked for; valid until the next step.
@@ -40,7 +40,7 @@ class Decoder {
   /// last one.
   std::span<const float> feed(std::span<const int32_t> tokens, int32_t sequence = 0);
 
-  int64_t length(int32_t sequence = 0) const { return lengths_.at(size_t(sequence)); }
+  int64_t length(int32_t sequence = 0) const;
   /// Forgets everything from position `length` on.
   void truncate(int64_t length, int32_t sequence = 0);
 
@@ -56,7 +56,8 @@ class Decoder {
     Linear o, gate, up, down;
   };
 
-  void check(const Batch& batch);
+  /// The sequences' lengths once `batch` has run; throws when it cannot.
+  std::vector<int64_t> lengths_after(const Batch& batch) const;
   void load_weights();
   void forward(const Block& block, int64_t layer);
   const Weight* weight(const std::string& name);

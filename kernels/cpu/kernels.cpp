@@ -6,9 +6,22 @@
 
 #include "format/error.h"
 
+#if defined(OQ_HAVE_AVX2)
+#include <cpuid.h>
+#endif
+
 namespace oq::cpu {
 
-#if !defined(OQ_HAVE_AVX2)
+#if defined(OQ_HAVE_AVX2)
+const Kernels& avx2_table();  // in a file compiled for AVX2: called only where that runs
+
+const Kernels* avx2_kernels() {
+  unsigned a = 0, b = 0, c = 0, d = 0;  // clang 14's __builtin_cpu_supports knows no "f16c"
+  static const bool usable = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                             __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  return usable ? &avx2_table() : nullptr;
+}
+#else
 const Kernels* avx2_kernels() { return nullptr; }
 #endif
 

@@ -94,7 +94,8 @@ struct Kernels {
   void (*packed_int8)(const PackedView& w, const Int8Rows& x, const float* weak_x, int64_t tokens,
                       int64_t begin, int64_t end, MutableRows y);
 
-  /// The same with fp32 activations; x has padded_cols columns, 0 in weak and padding ones.
+  /// The same with fp32 activations; x has cols columns, rounded up to 32, 0 in weak
+  /// and padding ones.
   void (*packed_exact)(const PackedView& w, Rows x, const float* weak_x, int64_t tokens,
                        int64_t begin, int64_t end, MutableRows y);
 

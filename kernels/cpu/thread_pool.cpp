@@ -1,9 +1,13 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <algorithm>
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include <sched.h>
+
+#include "format/error.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -12,9 +16,12 @@
 namespace oq {
 namespace {
 
-/// About 50 us on a 3 GHz core: longer than the serial stretch between two parallel loops of a
-/// decode step, far shorter than a person notices.
+/// How often a waiting thread looks before it sleeps: some 50 us on CPUs whose pause is short,
+/// longer than the serial stretch between two parallel loops of a decode step and far shorter than
+/// a person notices. From time to time it gives its core to whoever wants it: with more threads
+/// than cores, spinning would keep the others from the work that is waited for.
 constexpr int kSpins = 4000;
+constexpr int kSpinsPerYield = 512;
 
 void pause_cpu() {
 #if defined(__x86_64__)
@@ -36,6 +43,7 @@ void wait_for_change(const std::atomic<T>& value, T old) {
   for (int i = 0; i < kSpins; ++i) {
     if (value.load(std::memory_order_acquire) != old) return;
     pause_cpu();
+    if (i % kSpinsPerYield == kSpinsPerYield - 1) sched_yield();
   }
   value.wait(old, std::memory_order_acquire);
 }
@@ -45,14 +53,25 @@ void wait_for_change(const std::atomic<T>& value, T old) {
 ThreadPool::ThreadPool(int threads) {
   const int n = threads > 0 ? threads : usable_cores();
   workers_.reserve(size_t(n - 1));
-  for (int t = 1; t < n; ++t) workers_.emplace_back([this, t] { work(t); });
+  try {
+    for (int t = 1; t < n; ++t) workers_.emplace_back([this, t] { work(t); });
+  } catch (const std::system_error& e) {
+    stop();
+    throw Error({.what = std::string("threads cannot be started: ") + e.what(),
+                 .where = "thread pool",
+                 .found = std::to_string(n) + " threads wanted",
+                 .hint = "choose fewer with --threads"});
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  stop_.store(true, std::memory_order_relaxed);
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+  stopping_.store(true, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   for (std::thread& w : workers_) w.join();
+  workers_.clear();
 }
 
 void ThreadPool::run(const Job& job) {
@@ -73,7 +92,7 @@ void ThreadPool::work(int thread) {
   while (true) {
     wait_for_change(generation_, seen);
     seen = generation_.load(std::memory_order_acquire);
-    if (stop_.load(std::memory_order_relaxed)) return;
+    if (stopping_.load(std::memory_order_relaxed)) return;
     take_chunks(thread);
     if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
   }

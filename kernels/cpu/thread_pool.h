@@ -48,6 +48,7 @@ class ThreadPool {
     void (*call)(void*, int64_t, int64_t, int) = nullptr;
   };
 
+  void stop();
   void run(const Job& job);
   void work(int thread);
   void take_chunks(int thread);
@@ -59,7 +60,7 @@ class ThreadPool {
   alignas(64) std::atomic<int64_t> next_{0};         ///< first item that nobody has taken
   alignas(64) std::atomic<uint32_t> generation_{0};  ///< counts jobs; wakes the workers
   alignas(64) std::atomic<int> busy_{0};             ///< workers that have not finished the job
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stopping_{false};
 };
 
 }  // namespace oq

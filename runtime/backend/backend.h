@@ -70,7 +70,9 @@ class Backend {
                                           const TensorInfo& info) = 0;
   virtual std::unique_ptr<Buffer> buffer(int64_t cols) = 0;
 
-  /// Starts a step: tokens, positions and sequences of the rows that the ops below work on.
+  /// Starts a step: tokens, positions and sequences of the rows that the ops below work on. The
+  /// batch's spans live until the step's last op has been enqueued; a backend that runs ops later
+  /// copies them here.
   virtual void begin(const Batch& batch) = 0;
 
   /// x = rows of the table.
@@ -96,7 +98,8 @@ class Backend {
   /// Logits of the batch's logit_rows: head(norm(x)).
   virtual void head(const Norm& norm, const Linear& head, const Buffer& x) = 0;
 
-  /// Logits of logit_rows[i], vocab of them; valid until the next `begin`.
+  /// Logits of logit_rows[i], vocab of them; valid until the next `begin`. Throws when the last
+  /// step asked for fewer.
   virtual std::span<const float> read_logits(int64_t i) = 0;
 };
 

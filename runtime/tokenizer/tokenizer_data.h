@@ -12,26 +12,8 @@
 
 namespace oq {
 
-/// A tokenizer as importers make it and as .oq stores it.
-///
-/// Metadata:
-///   tokenizer.kind         "bpe", "sentencepiece" or "none"
-///   tokenizer.version      1; a reader refuses a higher one
-///   tokenizer.bos          id or -1
-///   tokenizer.adds_bos     a sequence starts with BOS
-///   tokenizer.unk          bpe: the id for bytes that the vocabulary lacks, or -1: they are
-///   dropped tokenizer.stop_ids     ids that end an answer tokenizer.patterns,
-///   tokenizer.byte_patterns     bpe: see Pretokenizer tokenizer.add_prefix_space    bpe: a text
-///   that starts with no space gets one tokenizer.ignore_merges       bpe: a word that is a token
-///   is that token, whatever merges say chat.template          a name that ChatTemplate knows, or
-///   "unknown"; missing: none chat.template_hash     SHA-256 of the checkpoint's Jinja source
-/// Tensors of Kind::bytes, little-endian:
-///   tokenizer.tokens       u32 count; for each: u8 kind, u32 length, that many bytes. Kind: bits
-///   0-3
-///                          TokenType, bit 4 lstrip, bit 5 rstrip, others 0. Ids count from 0, or,
-///                          with a sentencepiece model, from its number of pieces on
-///   tokenizer.merges       bpe: u32 count; for each, lowest rank first: u32 left id, u32 right id
-///   tokenizer.model        sentencepiece: a serialized ModelProto
+/// A tokenizer as importers make it and as .oq stores it. format/SPEC.md, "Tokenizers", has the
+/// metadata keys and the layout of the blobs.
 struct TokenizerData {
   enum class Kind { none, bpe, sentencepiece };
 

@@ -360,6 +360,10 @@ TEST_CASE("bad steps are refused and change nothing") {
   refuses({1}, {3}, {0}, {1});
   refuses({1, 1}, {3, 4}, {0, 0}, {1, 0});
   refuses({1, 1}, {3}, {0, 0}, {});
+  refuses({1, 1}, {3, 3}, {0, 0}, {});     // twice the same place
+  refuses({1, 1}, {3, 2}, {0, 0}, {});     // back inside a step
+  CHECK_THROWS_AS(d.logits(1), Error);
+  CHECK_THROWS_AS(d.length(1), Error);
   CHECK_THROWS_WITH_AS(d.feed(some_tokens(6, 101)), doctest::Contains("--ctx"), Error);
   CHECK_THROWS_AS(d.feed({}), Error);
   d.feed(some_tokens(5, 101));

@@ -1,9 +1,11 @@
 // oq-run --chat: one answer, a conversation over a pipe, and Ctrl-C.
 
-#include <signal.h>
-
 #include <chrono>
 #include <thread>
+
+#include <poll.h>
+#include <pty.h>
+#include <signal.h>
 
 #include "tests/tools/tools.h"
 
@@ -64,13 +66,64 @@ class Background {
   pid_t child_ = -1;
 };
 
+/// oq-run on a terminal of its own.
+class Terminal {
+ public:
+  explicit Terminal(std::vector<std::string> args) {
+    args.insert(args.begin(), tool("oq-run"));
+    std::vector<char*> argv;
+    for (std::string& a : args) argv.push_back(a.data());
+    argv.push_back(nullptr);
+    setenv("XDG_STATE_HOME", home_.path().c_str(), 1);
+    setenv("TERM", "dumb", 1);
+    child_ = forkpty(&terminal_, nullptr, nullptr, nullptr);
+    if (child_ == 0) {
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+  }
+  ~Terminal() {
+    if (child_ > 0) kill(child_, SIGKILL);
+    finish();
+    close(terminal_);
+  }
+
+  void type(const std::string& keys) {
+    REQUIRE(write(terminal_, keys.data(), keys.size()) == ssize_t(keys.size()));
+  }
+  /// Reads on until `text` has come, after at least `bytes` bytes. Forgets what it has read.
+  bool shows(const std::string& text, size_t bytes = 0) {
+    std::string seen;
+    while (seen.size() < bytes || seen.find(text) == std::string::npos) {
+      pollfd ready = {terminal_, POLLIN, 0};
+      char buffer[4096];
+      if (poll(&ready, 1, 30'000) <= 0) return false;
+      const ssize_t n = read(terminal_, buffer, sizeof(buffer));
+      if (n <= 0) return false;
+      seen.append(buffer, size_t(n));
+    }
+    return true;
+  }
+  std::string history() const { return read_file(home_ / "oq/history"); }
+  int finish() {
+    const int code = child_ > 0 ? wait_for(child_) : 0;
+    child_ = -1;
+    return code;
+  }
+
+ private:
+  TempDir home_;
+  int terminal_ = -1;
+  pid_t child_ = -1;
+};
+
 }  // namespace
 
 TEST_CASE("--chat -p answers one message, in the template that is asked for") {
   const Models& m = models();
   const auto answer = [&](const std::vector<std::string>& more) {
-    std::vector<std::string> args = {m.f16, "--chat", "-p", "hello", "-n", "12", "--temperature",
-                                     "0"};
+    std::vector<std::string> args = {m.f16, "--chat",        "-p", "hello", "-n",
+                                     "12",  "--temperature", "0"};
     args.insert(args.end(), more.begin(), more.end());
     return oq_json("run", args);
   };
@@ -158,4 +211,31 @@ TEST_CASE("Ctrl-C ends a single answer with what there is of it") {
   CHECK(run.finish() == 0);
   CHECK(run.out().back() == '\n');
   CHECK(run.err().find("logits ") != std::string::npos);
+}
+
+TEST_CASE(
+    "on a terminal, Ctrl-C stops answers, is nothing at the prompt, and lines are remembered") {
+  Terminal chat({models().endless, "--chat", "--temperature", "0", "-n", "-1", "--ctx", "65536",
+                 "--threads", "1"});
+  const std::string interrupt = "\x03";
+  REQUIRE(chat.shows("> "));
+  chat.type(interrupt);
+  REQUIRE(chat.shows("> "));
+  for (const char* line : {"hello\n", "and again\n"}) {
+    chat.type(line);
+    REQUIRE(chat.shows("", 2000));
+    chat.type(interrupt);
+    REQUIRE(chat.shows("(stopped)"));
+    REQUIRE(chat.shows("> "));
+    for (int i = 0; i < 2; ++i) {
+      chat.type(interrupt);
+      REQUIRE(chat.shows("> "));
+    }
+  }
+  chat.type("/stats\n");
+  REQUIRE(chat.shows("tokens/s"));
+  chat.type("/quit\n");
+  CHECK(chat.finish() == 0);
+  CHECK(chat.history().find("hello") != std::string::npos);
+  CHECK(chat.history().find("/stats") != std::string::npos);
 }

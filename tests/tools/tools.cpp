@@ -32,7 +32,9 @@ std::string last_line(std::string text) {
 Models::Models() {
   write_tiny_hf(hf, 1);
   write_tiny_gguf(gguf, 1);
-  write_tiny_hf(dir / "long", 1, {.context = 1 << 17});
+  TinyOptions long_context;
+  long_context.context = 1 << 17;
+  write_tiny_hf(dir / "long", 1, long_context);
   std::string words;
   for (int i = 0; i < 40; ++i) {
     words += " the cat and the dog of the house, 19" + std::to_string(50 + i) + "\n";
@@ -50,7 +52,8 @@ const Models& models() {
   return made;
 }
 
-ProcessResult run_oq(const std::string& name, std::vector<std::string> args, const Setting& setting) {
+ProcessResult run_oq(const std::string& name, std::vector<std::string> args,
+                     const Setting& setting) {
   const TempDir dir;
   const std::string input = dir / "stdin";
   write_file(input, setting.input);

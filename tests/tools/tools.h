@@ -1,7 +1,6 @@
 #pragma once
 
 #include <doctest/doctest.h>
-
 #include <nlohmann/json.hpp>
 
 #include "format/file.h"
@@ -17,8 +16,8 @@ struct Models {
   TempDir dir;
   std::string hf = dir / "hf", gguf = dir / "model.gguf";
   std::string f16 = dir / "f16.oq", w4 = dir / "w4.oq";  ///< from `hf` and from `gguf`
-  std::string endless = dir / "endless.oq";  ///< a long context, and never a stop token
-  std::string text = dir / "text.txt";       ///< of a few hundred tokens
+  std::string endless = dir / "endless.oq";              ///< a long context, and never a stop token
+  std::string text = dir / "text.txt";                   ///< of a few hundred tokens
 };
 
 /// Made once, at the first call.
@@ -32,7 +31,7 @@ struct Setting {
 
 /// Runs "oq-" + name on one thread, unless `args` say otherwise.
 ProcessResult run_oq(const std::string& name, std::vector<std::string> args,
-                 const Setting& setting = {});
+                     const Setting& setting = {});
 
 /// The same, where it must succeed and print one JSON object.
 nlohmann::json oq_json(const std::string& name, std::vector<std::string> args,

@@ -5,12 +5,12 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <iostream>
 #include <thread>
 
 #include <fmt/format.h>
+#include <sched.h>
 #include <unistd.h>
-
-#include "format/error.h"
 
 namespace oq::tool {
 namespace {
@@ -19,6 +19,11 @@ constexpr const char* kClearLine = "\r\x1b[K";
 
 /// To stderr, come what may: where it is closed or full, nobody can be told.
 void say(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
+OutputError output_error() {
+  return OutputError(
+      {.what = fmt::format("cannot write: {}", std::strerror(errno)), .where = "standard output"});
+}
 
 int fail(const CLI::App& app, std::string_view what) {
   std::fflush(stdout);
@@ -45,7 +50,8 @@ int run(CLI::App& app, int argc, char** argv, const std::function<void()>& body)
     print({});  // what is still buffered must reach its reader for the job to be done
     return 0;
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    if (app.exit(e) != 0) return 2;
+    return std::cout.flush() ? 0 : fail(app, output_error().what());  // of --help and --version
   } catch (const std::bad_alloc&) {
     return fail(app, "not enough memory");
   } catch (const std::exception& e) {
@@ -56,7 +62,9 @@ int run(CLI::App& app, int argc, char** argv, const std::function<void()>& body)
 CLI::ValidationError usage_error(const std::string& what) { return CLI::ValidationError(what); }
 
 void add_threads_flag(CLI::App& app, int& threads) {
-  threads = std::max(1, int(std::thread::hardware_concurrency()));
+  cpu_set_t set;
+  const bool known = sched_getaffinity(0, sizeof(set), &set) == 0;
+  threads = std::max(1, known ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency()));
   app.add_option("--threads", threads, "threads to use")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -80,11 +88,15 @@ void add_backend_flag(CLI::App& app, std::string& backend) {
 std::string_view version() { return OQ_VERSION; }
 
 void print(std::string_view text) {
-  const bool written =
-      text.empty() || std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-  if (!written || std::fflush(stdout) != 0) {
-    throw Error({.what = fmt::format("cannot write: {}", std::strerror(errno)),
-                 .where = "standard output"});
+  while (!text.empty()) {
+    errno = 0;
+    text.remove_prefix(std::fwrite(text.data(), 1, text.size(), stdout));
+    if (!text.empty() && errno != EINTR) throw output_error();
+    std::clearerr(stdout);  // a signal came while a slow reader kept us waiting
+  }
+  while (std::fflush(stdout) != 0) {
+    if (errno != EINTR) throw output_error();
+    std::clearerr(stdout);
   }
 }
 

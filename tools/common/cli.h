@@ -8,6 +8,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "format/error.h"
+
 /// What the `main` of every tool shares: flags, exit codes, one line per error, progress.
 namespace oq::tool {
 
@@ -33,8 +35,12 @@ void add_backend_flag(CLI::App& app, std::string& backend);
 /// "0.1.0", the version of the build.
 std::string_view version();
 
-/// Writes to stdout at once. Throws oq::Error when nobody can read it any more (closed pipe, full
-/// disk): a tool that streams must notice.
+/// Nobody can read stdout any more (closed pipe, full disk): nothing to go on for.
+struct OutputError : Error {
+  using Error::Error;
+};
+
+/// Writes to stdout at once. Throws OutputError: a tool that streams must notice.
 void print(std::string_view text);
 
 /// The text without control characters: what a hostile file calls things must not reach a terminal.

@@ -32,8 +32,8 @@ Grid choose_grid(std::span<const float> w, const Packing& p, uint64_t column) {
   }
   const int qmax = p.max_code();
   const bool symmetric = p.zero_mode == ZeroMode::constant;
-  const double range = symmetric ? double(std::max(-low, high)) / p.zero
-                                 : (double(high) - double(low)) / qmax;
+  const double range =
+      symmetric ? double(std::max(-low, high)) / p.zero : (double(high) - double(low)) / qmax;
   f16 scale = to_f16(float(range));
   if (!finite || !std::isfinite(to_float(scale))) {
     throw Error({.what = finite ? "has weights too large for f16 scales"

@@ -32,8 +32,8 @@ std::vector<int32_t> ids_of(const std::string& text, const Tokenizer& tokenizer)
   return ids;
 }
 
-Row evaluate(const Options& o, const std::string& model, const std::string& text) {
-  const auto file = File::open(model);
+Row evaluate(const Options& o, const std::shared_ptr<const File>& file, const std::string& text) {
+  const std::string model = file->path().string();
   const auto tokenizer = Tokenizer::load(*file);
   Decoder decoder(file, tool::make_backend(o.backend, o.threads),
                   {.context = o.window, .exact = o.exact});
@@ -52,14 +52,16 @@ Row evaluate(const Options& o, const std::string& model, const std::string& text
   return row;
 }
 
-void print_table(const std::vector<Row>& rows) {
-  tool::print("| model | scheme | bits/weight | perplexity | +- | windows | tokens |\n");
-  tool::print("|---|---|---|---|---|---|---|\n");
-  for (const Row& r : rows) {
-    tool::print(fmt::format("| {} | {} | {:.3f} | {:.4f} | {:.4f} | {} | {} |\n", r.model, r.scheme,
-                            r.bits_per_weight, r.result.perplexity, r.result.standard_error,
-                            r.result.windows, r.result.tokens));
-  }
+void print_head() {
+  tool::print(
+      "| model | scheme | bits/weight | perplexity | +- | windows | tokens |\n"
+      "|---|---|---|---|---|---|---|\n");
+}
+
+void print_row(const Row& r) {
+  tool::print(fmt::format("| {} | {} | {:.3f} | {:.4f} | {:.4f} | {} | {} |\n", r.model, r.scheme,
+                          r.bits_per_weight, r.result.perplexity, r.result.standard_error,
+                          r.result.windows, r.result.tokens));
 }
 
 void print_json(const Options& o, const std::vector<Row>& rows) {
@@ -100,12 +102,14 @@ int main(int argc, char** argv) {
   return tool::run(app, argc, argv, [&] {
     std::string text = tool::read_text(o.text);  // once: it may be a pipe
     if (o.join == "hf") text = join_like_hf(text);
+    std::vector<std::shared_ptr<const File>> files;  // all of them, before hours go into the first
+    for (const std::string& model : o.models) files.push_back(File::open(model));
     std::vector<Row> rows;
-    for (const std::string& model : o.models) rows.push_back(evaluate(o, model, text));
-    if (o.json) {
-      print_json(o, rows);
-    } else {
-      print_table(rows);
+    if (!o.json) print_head();
+    for (const auto& file : files) {
+      rows.push_back(evaluate(o, file, text));
+      if (!o.json) print_row(rows.back());
     }
+    if (o.json) print_json(o, rows);
   });
 }

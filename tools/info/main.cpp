@@ -41,14 +41,31 @@ void set_value(Metadata& metadata, const std::string& assignment) {
                  .where = "--set " + key,
                  .hint = "oq-info without flags lists the keys"});
   }
+  if (std::holds_alternative<std::vector<std::string>>(*old)) {
+    throw Error({.what = "lists of texts are not edited: a comma in one would split it",
+                 .where = "--set " + key,
+                 .hint = "convert the checkpoint again"});
+  }
   with_place("--set " + key,
              [&] { metadata.set(key, Metadata::from_text(assignment.substr(equals + 1), *old)); });
 }
 
-/// Refuses an edit after which the file's model or tokenizer would no longer load.
+/// Refuses an edit after which the file's model would no longer load, or its stop ids and BOS lie
+/// outside the vocabulary.
 void check_edit(const File& file, const Metadata& metadata) {
   if (metadata.contains("model.family")) check_tensors(file, ModelConfig::load(metadata));
   if (metadata.contains("scheme")) Scheme::parse(metadata.get<std::string>("scheme"));
+  if (!metadata.contains("model.vocab")) return;
+  std::vector<int64_t> ids =
+      metadata.get_or<std::vector<int64_t>>("tokenizer.stop_ids", std::vector<int64_t>());
+  ids.push_back(std::max<int64_t>(0, metadata.get_or<int64_t>("tokenizer.bos", -1)));
+  for (int64_t id : ids) {
+    if (id >= 0 && id < metadata.get<int64_t>("model.vocab")) continue;
+    throw Error({.what = "there is no such token",
+                 .where = "--set",
+                 .expected = fmt::format("ids below {}", metadata.get<int64_t>("model.vocab")),
+                 .found = std::to_string(id)});
+  }
 }
 
 nlohmann::json json_value(const Metadata::Value& value) {

@@ -38,6 +38,22 @@ void ChatSession::set_system(std::string text) {
   reset();
 }
 
+/// Takes what stopped the answer out of the cache again: keeps the tokens that lie inside its text,
+/// and feeds what is left of it.
+void ChatSession::keep_answer(const Answer& answer, int64_t start) {
+  std::string kept;
+  int64_t tokens = 0;
+  for (int32_t id : answer.tokens) {
+    const std::string bytes = tokenizer_.token_bytes(id);
+    if (kept.size() + bytes.size() > answer.text.size()) break;
+    kept += bytes;
+    ++tokens;
+  }
+  decoder_.truncate(start + tokens);
+  const auto rest = tokenizer_.encode(std::string_view(answer.text).substr(kept.size()), false);
+  if (!rest.empty()) decoder_.feed(rest);
+}
+
 Answer ChatSession::say(std::string text, int64_t max_tokens, const Generator::Show& show,
                         const std::atomic<bool>& interrupted) {
   const bool first = messages_.empty() || messages_.back().role == ChatRole::system;
@@ -48,10 +64,12 @@ Answer ChatSession::say(std::string text, int64_t max_tokens, const Generator::S
     const auto prompt = first ? encode_chat(tokenizer_, chat_, messages_, true)
                               : encode_chat_next(tokenizer_, chat_, messages_, answered, true);
     Answer answer = generator_.run(prompt, max_tokens, show, interrupted);
-    if (answer.ending == Ending::stop_string) {  // the cache must not hold what stopped it
-      decoder_.truncate(length + int64_t(prompt.size()));
-      const auto ids = tokenizer_.encode(answer.text, false);
-      if (!ids.empty()) decoder_.feed(ids);
+    if (decoder_.length() == length) {  // interrupted before the answer began
+      messages_.pop_back();
+      return answer;
+    }
+    if (answer.ending == Ending::stop_string) {
+      keep_answer(answer, length + int64_t(prompt.size()));
     }
     messages_.push_back({ChatRole::assistant, answer.text});
     stats_ += answer.stats;

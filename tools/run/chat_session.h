@@ -15,7 +15,8 @@ class ChatSession {
   ChatSession(Decoder& decoder, const Tokenizer& tokenizer, Sampler& sampler,
               const ChatTemplate& chat, std::string system, std::vector<std::string> stop_strings);
 
-  /// One user's turn and its answer. When it throws, the conversation is as it was before.
+  /// One user's turn and its answer. When it throws, or is interrupted before
+  /// the answer begins, the conversation is as it was before.
   Answer say(std::string text, int64_t max_tokens, const Generator::Show& show,
              const std::atomic<bool>& interrupted);
 
@@ -27,6 +28,8 @@ class ChatSession {
   const RunStats& stats() const { return stats_; }  ///< of all turns
 
  private:
+  void keep_answer(const Answer& answer, int64_t start);
+
   Decoder& decoder_;
   const Tokenizer& tokenizer_;
   Sampler& sampler_;

@@ -66,14 +66,37 @@ std::string RunStats::line() const {
       rate(decode_tokens, decode_seconds), gbs, private_mib(), logits_hash);
 }
 
+std::span<const float> Generator::feed_prompt(std::span<const int32_t> prompt,
+                                              const std::atomic<bool>& interrupted) {
+  if (decoder_.length() + int64_t(prompt.size()) > decoder_.context()) {
+    return decoder_.feed(prompt);  // throws, and says what to do, before any work is done
+  }
+  const int64_t before = decoder_.length();
+  std::span<const float> logits;
+  for (size_t first = 0; first == 0 || first < prompt.size();) {
+    const size_t n = std::min(prompt.size() - first, size_t(decoder_.max_rows()));
+    logits = decoder_.feed(prompt.subspan(first, n));
+    first += n;
+    if (interrupted.load(std::memory_order_relaxed) && first < prompt.size()) {
+      decoder_.truncate(before);
+      return {};
+    }
+  }
+  return logits;
+}
+
 Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
                       const std::atomic<bool>& interrupted) {
   Answer answer;
   RunStats& stats = answer.stats;
   const auto start = Clock::now();
-  std::span<const float> logits = decoder_.feed(prompt);
+  std::span<const float> logits = feed_prompt(prompt, interrupted);
   stats.prompt_tokens = int64_t(prompt.size());
   stats.prompt_seconds = since(start);
+  if (logits.empty()) {
+    answer.ending = Ending::interrupted;
+    return answer;
+  }
   for (int32_t id : prompt) sampler_.accept(id);
 
   StopStrings stops(stop_strings_);
@@ -82,6 +105,8 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     answer.text += bytes;
     if (const std::string text = shown.push(bytes); !text.empty()) show(text);
   };
+  // Some models round their vocabulary up: what the tokenizer does not know is padding.
+  const auto known = std::min(logits.size(), size_t(tokenizer_.vocab_size()));
   const auto decode_start = Clock::now();
   while (true) {
     const auto made = int64_t(answer.tokens.size());
@@ -89,7 +114,7 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     if (made == max_tokens) break;
     answer.ending = Ending::interrupted;
     if (interrupted.load(std::memory_order_relaxed)) break;
-    const int32_t id = sampler_.sample(logits);
+    const int32_t id = sampler_.sample(logits.first(known));
     answer.ending = Ending::stop_token;
     if (std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end()) break;
     answer.ending = Ending::context_full;

@@ -54,11 +54,16 @@ class Generator {
         stop_strings_(std::move(stop_strings)) {}
 
   /// Appends `prompt` to sequence 0 and answers with at most `max_tokens` tokens (-1: until the
-  /// context is full). Ends early, between two tokens, when `interrupted` becomes true.
+  /// context is full). Ends early when `interrupted` becomes true: between two tokens, or between
+  /// two steps of the prompt, which is then forgotten.
   Answer run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
              const std::atomic<bool>& interrupted);
 
  private:
+  /// Logits after the prompt; none, and nothing in the cache, when interrupted on the way.
+  std::span<const float> feed_prompt(std::span<const int32_t> prompt,
+                                     const std::atomic<bool>& interrupted);
+
   Decoder& decoder_;
   const Tokenizer& tokenizer_;
   Sampler& sampler_;

@@ -57,8 +57,6 @@ struct LineEditor::Terminal {
     el_source(editor, nullptr);
   }
   ~Terminal() {
-    HistEvent event;
-    if (!path.empty()) history(history_, &event, H_SAVE, path.c_str());
     history_end(history_);
     el_end(editor);
   }
@@ -66,6 +64,7 @@ struct LineEditor::Terminal {
   void remember(const char* line) {
     HistEvent event;
     history(history_, &event, H_ENTER, line);
+    if (!path.empty()) history(history_, &event, H_SAVE, path.c_str());  // now: we may be killed
   }
 
   std::filesystem::path path;

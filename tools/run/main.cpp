@@ -1,3 +1,5 @@
+#include <atomic>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <signal.h>
@@ -50,7 +52,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::Range(1, 1 << 30));
   app.add_option("--temperature", o.sampling.temperature,
                  "0 takes the likeliest token (default 0, in a chat 0.7)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0.0, 100.0));
   app.add_option("--top-k", o.sampling.top_k, "sample from the K likeliest tokens (0: all)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--top-p", o.sampling.top_p, "sample from the likeliest tokens that come to P")
@@ -58,7 +60,7 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--min-p", o.sampling.min_p, "drop tokens below P times the likeliest")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--repeat-penalty", o.sampling.repeat_penalty, "above 1 discourages repetition")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(0.01, 100.0));
   app.add_option("--seed", o.sampling.seed, "of the sampler")->check(CLI::NonNegativeNumber);
   app.add_option("--stop", o.stops, "text that ends an answer; may be given again");
   app.add_flag("--exact", o.exact, "fp32 activations and KV cache");
@@ -87,9 +89,6 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& t
   if (tokenizer.adds_bos()) ids.push_back(tokenizer.bos());
   const auto body = tokenizer.encode(text, true);
   ids.insert(ids.end(), body.begin(), body.end());
-  if (ids.empty()) {
-    throw Error({.what = "the prompt is empty", .hint = "give some text with -p or -f"});
-  }
   return ids;
 }
 
@@ -111,6 +110,11 @@ void run(Options o, bool one_shot) {
   const auto file = File::open(o.model);
   const auto tokenizer = Tokenizer::load(*file);
   const std::string text = o.file.empty() ? o.prompt : tool::read_text(o.file);
+  if (one_shot && text.empty()) {
+    throw Error({.what = "the prompt is empty",
+                 .where = o.file.empty() ? "-p" : o.file,
+                 .hint = "give some text with -p or -f"});
+  }
   Decoder decoder(file, tool::make_backend(o.backend, o.threads),
                   {.context = o.context, .exact = o.exact});
   Sampler sampler(o.sampling);

@@ -56,9 +56,12 @@ void chat_repl(ChatSession& session, int64_t max_tokens, bool quiet,
       } else if (answer.ending == Ending::interrupted) {
         tool::print("(stopped)\n");
       }
+    } catch (const tool::OutputError&) {
+      throw;
     } catch (const Error& e) {
       tool::notice(false, e.what());
     }
+    interrupted = false;  // or the next Ctrl-C, at the prompt, would count as a second one
   }
 }
 

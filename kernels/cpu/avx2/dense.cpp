@@ -8,8 +8,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include <cpuid.h>
-
 #include "kernels/cpu/avx2/avx2.h"
 
 namespace oq::cpu::avx2 {
@@ -102,7 +100,12 @@ void silu_gate(const float* gate, const float* up, int64_t n, float* y) {
   for (; i < n; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
 }
 
-const Kernels& table() {
+}  // namespace oq::cpu::avx2
+
+namespace oq::cpu {
+
+const Kernels& avx2_table() {
+  using namespace avx2;
   static const Kernels kernels = {
       .name = "avx2",
       .quantize_row = quantize_row,
@@ -115,25 +118,6 @@ const Kernels& table() {
       .attend_f32 = attend_f32,
   };
   return kernels;
-}
-
-}  // namespace oq::cpu::avx2
-
-namespace oq::cpu {
-
-namespace {
-
-bool has_f16c() {  // clang 14's __builtin_cpu_supports does not know it
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-}
-
-}  // namespace
-
-const Kernels* avx2_kernels() {
-  static const bool usable =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-  return usable ? &avx2::table() : nullptr;
 }
 
 }  // namespace oq::cpu

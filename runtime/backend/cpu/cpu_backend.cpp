@@ -75,6 +75,7 @@ class CpuBackend final : public Backend {
 
   void begin(const Batch& batch) override {
     batch_ = batch;
+    logits_.clear();
     rotations_.clear();
     runs_.clear();
     for (int64_t row = 0; row < batch.rows(); ++row) {
@@ -116,6 +117,12 @@ class CpuBackend final : public Backend {
 
   std::span<const float> read_logits(int64_t i) override {
     const auto vocab = size_t(plan_.config.vocab);
+    if (i < 0 || size_t(i) >= logits_.size() / vocab) {
+      throw Error({.what = "the last step left no such logits",
+                   .where = "cpu backend",
+                   .expected = fmt::format("below {}", logits_.size() / vocab),
+                   .found = std::to_string(i)});
+    }
     return std::span(logits_).subspan(size_t(i) * vocab, vocab);
   }
 
