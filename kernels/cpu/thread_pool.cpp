@@ -100,10 +100,13 @@ void ThreadPool::work(int thread) {
 
 void ThreadPool::take_chunks(int thread) {
   try {
-    while (true) {
-      const int64_t begin = next_.fetch_add(job_.chunk, std::memory_order_relaxed);
-      if (begin >= job_.n) return;
-      job_.call(job_.context, begin, std::min(begin + job_.chunk, job_.n), thread);
+    int64_t begin = next_.load(std::memory_order_relaxed);
+    while (begin < job_.n) {
+      const int64_t share = (job_.n - begin) / (2 * threads());
+      const int64_t end = std::min(job_.n, begin + std::max(job_.chunk, share));
+      if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      job_.call(job_.context, begin, end, thread);
+      begin = next_.load(std::memory_order_relaxed);
     }
   } catch (...) {
     next_.store(job_.n, std::memory_order_relaxed);

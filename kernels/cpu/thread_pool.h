@@ -12,8 +12,10 @@ namespace oq {
 
 /// A fixed team of threads for short, frequent parallel loops: a token at 150 tokens/s crosses
 /// some 200 of them a layer stack, so a worker that has just finished spins for a while before it
-/// sleeps. Work goes out in chunks from a shared counter, so a core that somebody else is using
-/// costs only its share; what a chunk computes must not depend on which thread runs it.
+/// sleeps. Work goes out in pieces from a shared counter, large ones first and smaller ones towards
+/// the end (guided self-scheduling): few trips to the counter, which cost a cache line between
+/// cores, and yet a core that somebody else is using costs only its share. What a piece computes
+/// must not depend on which thread runs it.
 ///
 /// One caller at a time. An exception thrown by a chunk is rethrown to the caller once all
 /// threads have stopped.
@@ -27,8 +29,8 @@ class ThreadPool {
 
   int threads() const { return int(workers_.size()) + 1; }
 
-  /// Calls f(begin, end, thread) over [0, n) in chunks of `chunk` (the last may be shorter);
-  /// `thread` is in [0, threads()) and no two calls share one at a time.
+  /// Calls f(begin, end, thread) over [0, n) in pieces of at least `chunk` (the last may be
+  /// shorter); `thread` is in [0, threads()) and no two calls share one at a time.
   template <class F>
   void parallel_for(int64_t n, int64_t chunk, F&& f) {
     if (n <= 0) return;

@@ -40,12 +40,12 @@ TEST_CASE("an exception reaches the caller, and the pool goes on") {
   ThreadPool pool(2);
   for (int i = 0; i < 50; ++i) {
     CHECK_THROWS_AS(pool.parallel_for(100, 1,
-                                      [](int64_t begin, int64_t, int) {
-                                        if (begin == 42) throw std::runtime_error("42");
+                                      [](int64_t begin, int64_t end, int) {
+                                        if (begin <= 42 && 42 < end) throw std::runtime_error("42");
                                       }),
                     std::runtime_error);
   }
   std::atomic<int> n{0};
-  pool.parallel_for(10, 1, [&](int64_t, int64_t, int) { ++n; });
+  pool.parallel_for(10, 1, [&](int64_t begin, int64_t end, int) { n += int(end - begin); });
   CHECK(n == 10);
 }

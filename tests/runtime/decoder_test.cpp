@@ -238,7 +238,8 @@ TEST_CASE("the decoder computes what the formulas say, for every scheme and vari
   variants[2].config.kv_heads = 6;
   variants[2].config.rope_dim = 20;
   variants[2].config.activation = Activation::relu;
-  for (const char* scheme : {"w4a16g64", "w3a16", "w2*a16g32", "w8a16g32", "w5a8", "w4a6t", "w4a16q6kv8"}) {
+  for (const char* scheme :
+       {"w4a16g64", "w3a16", "w2*a16g32", "w8a16g32", "w5a8", "w4a6t", "w4a16q6kv8"}) {
     TinyOq& tiny = variants.emplace_back();
     tiny.scheme = scheme;
     tiny.weak_columns = scheme[1] == '3' ? 4 : 0;
@@ -360,8 +361,8 @@ TEST_CASE("bad steps are refused and change nothing") {
   refuses({1}, {3}, {0}, {1});
   refuses({1, 1}, {3, 4}, {0, 0}, {1, 0});
   refuses({1, 1}, {3}, {0, 0}, {});
-  refuses({1, 1}, {3, 3}, {0, 0}, {});     // twice the same place
-  refuses({1, 1}, {3, 2}, {0, 0}, {});     // back inside a step
+  refuses({1, 1}, {3, 3}, {0, 0}, {});  // twice the same place
+  refuses({1, 1}, {3, 2}, {0, 0}, {});  // back inside a step
   CHECK_THROWS_AS(d.logits(1), Error);
   CHECK_THROWS_AS(d.length(1), Error);
   CHECK_THROWS_WITH_AS(d.feed(some_tokens(6, 101)), doctest::Contains("--ctx"), Error);

@@ -105,10 +105,11 @@ int main(int argc, char** argv) {
     std::vector<std::shared_ptr<const File>> files;  // all of them, before hours go into the first
     for (const std::string& model : o.models) files.push_back(File::open(model));
     std::vector<Row> rows;
-    if (!o.json) print_head();
     for (const auto& file : files) {
       rows.push_back(evaluate(o, file, text));
-      if (!o.json) print_row(rows.back());
+      if (o.json) continue;
+      if (rows.size() == 1) print_head();
+      print_row(rows.back());
     }
     if (o.json) print_json(o, rows);
   });
