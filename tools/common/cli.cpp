@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -32,7 +33,7 @@ int fail(const CLI::App& app, std::string_view what) {
 }
 
 std::string duration(double seconds) {
-  const auto s = int64_t(std::clamp(seconds, 0.0, 1e9) + 0.5);
+  const auto s = int64_t(std::lround(std::clamp(seconds, 0.0, 1e9)));
   if (s < 60) return fmt::format("{} s", s);
   if (s < 3600) return fmt::format("{}:{:02}", s / 60, s % 60);
   return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);

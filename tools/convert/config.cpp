@@ -81,7 +81,7 @@ bool Config::flag_or(std::string_view key, bool fallback) const {
   throw wrong(*this, key, "true or false");
 }
 
-std::string Config::text_or(std::string_view key, std::string fallback) const {
+std::string Config::text_or(std::string_view key, const std::string& fallback) const {
   return contains(key) ? text(key) : fallback;
 }
 

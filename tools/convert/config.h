@@ -37,7 +37,7 @@ class Config {
   int64_t integer_or(std::string_view key, int64_t fallback) const;
   double number_or(std::string_view key, double fallback) const;
   bool flag_or(std::string_view key, bool fallback) const;
-  std::string text_or(std::string_view key, std::string fallback) const;
+  std::string text_or(std::string_view key, const std::string& fallback) const;
 };
 
 /// config.json

@@ -131,7 +131,8 @@ class Tile {
 template <int kBytes>
 inline void prefetch(const uint8_t* block) {
   const auto ahead = reinterpret_cast<uintptr_t>(block) + 4096;
-  for (int line = 0; line < kBytes; line += 64) {
+  for (int line = 0; line < kBytes;
+       line += 64) {  // an address, perhaps of no object: not a pointer
     _mm_prefetch(reinterpret_cast<const char*>(ahead + uintptr_t(line)), _MM_HINT_T0);
   }
 }
