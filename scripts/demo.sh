@@ -10,7 +10,7 @@ bin=$root/build/release/bin
 
 # The stamp names the commit that was built and installed for: while it holds, nothing is asked.
 stamp=$root/build/release/.demo-stamp
-state=$(cd "$root" && { git rev-parse HEAD; git status --porcelain; } 2>/dev/null | sha256sum)
+state=$(cd "$root" && { git rev-parse HEAD && git status --porcelain || true; } 2>/dev/null | sha256sum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$state" ] || [ ! -x "$bin/oq-run" ]; then
   install "${build_packages[@]}"
   build release oq-convert oq-run >&2

@@ -11,6 +11,8 @@
 
 #include <fmt/format.h>
 #include <sched.h>
+#include <spdlog/logger.h>
+#include <spdlog/sinks/stdout_sinks.h>
 #include <unistd.h>
 
 namespace oq::tool {
@@ -18,8 +20,20 @@ namespace {
 
 constexpr const char* kClearLine = "\r\x1b[K";
 
-/// To stderr, come what may: where it is closed or full, nobody can be told.
-void say(const std::string& text) { std::fputs(text.c_str(), stderr); }
+/// Whole lines for people, to stderr. Where it is closed or full, nobody can be told.
+spdlog::logger& log() {
+  static const auto logger = [] {
+    auto made =
+        std::make_shared<spdlog::logger>("oq", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    made->set_pattern("%v");
+    made->set_error_handler([](const std::string&) {});
+    return made;
+  }();
+  return *logger;
+}
+
+/// A line that is still being rewritten.
+void show_raw(const std::string& text) { std::fputs(text.c_str(), stderr); }
 
 OutputError output_error() {
   return OutputError(
@@ -28,7 +42,7 @@ OutputError output_error() {
 
 int fail(const CLI::App& app, std::string_view what) {
   std::fflush(stdout);
-  say(fmt::format("{}: {}\n", app.get_name(), one_line(what)));
+  log().error("{}: {}", app.get_name(), one_line(what));
   return 1;
 }
 
@@ -110,7 +124,7 @@ std::string one_line(std::string_view text) {
 }
 
 void report(bool quiet, std::string_view text) {
-  if (!quiet) say(one_line(text) + "\n");
+  if (!quiet) log().info("{}", one_line(text));
 }
 
 void notice(bool quiet, std::string_view text) { report(quiet, fmt::format("note: {}", text)); }
@@ -125,7 +139,7 @@ Progress::Progress(std::string job, double total, Unit unit, bool quiet)
       shown_(start_) {}
 
 Progress::~Progress() {
-  if (line_open_) say(kClearLine);
+  if (line_open_) show_raw(kClearLine);
 }
 
 void Progress::advance(double done, std::string_view detail) {
@@ -145,9 +159,10 @@ void Progress::show(std::string_view detail, bool last) {
   const double share = total_ > 0 ? std::min(1.0, done_ / total_) : 1.0;
   const std::string end = last ? "in " + duration(seconds)
                                : duration(seconds * (1 - share) / std::max(share, 1e-6)) + " left";
-  say(fmt::format("{}{}: {:3.0f} %, {:.1f} {}, {}{}{}{}", terminal_ ? kClearLine : "", job_,
-                  100 * share, done_ / unit_.size / seconds, unit_.rate, end,
-                  detail.empty() ? "" : ", ", one_line(detail), terminal_ && !last ? "" : "\n"));
+  show_raw(fmt::format("{}{}: {:3.0f} %, {:.1f} {}, {}{}{}{}", terminal_ ? kClearLine : "", job_,
+                       100 * share, done_ / unit_.size / seconds, unit_.rate, end,
+                       detail.empty() ? "" : ", ", one_line(detail),
+                       terminal_ && !last ? "" : "\n"));
   std::fflush(stderr);
   line_open_ = terminal_ && !last;
 }
