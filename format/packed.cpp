@@ -76,7 +76,9 @@ class BlockRow {
     for (uint32_t c = 0; c < 4; ++c) {
       uint8_t bytes[8];
       for (uint32_t j = 0; j < bits; ++j) bytes[j] = block[kVectorBytes * j + 4 * lane + c];
-      const uint32_t mask = (1u << bits) - 1, whole = 8 / bits, direct = whole * bits;
+      const uint32_t mask = (1u << bits) - 1;
+      const uint32_t whole = 8 / bits;  // NOLINT(clang-analyzer-core.DivideZero): 2..8 in a layout
+      const uint32_t direct = whole * bits;
       for (uint32_t d = 0; d < direct; ++d) {
         fields[4 * d + c] = uint8_t((bytes[d % bits] >> (d / bits * bits)) & mask);
       }

@@ -99,7 +99,7 @@ void walk_panel(const PackedView& w, int64_t panel, BlockSum&& block_sum, EndGro
   const PackedLayout& l = w.layout();
   const BlockDecoder decoder(l);
   uint8_t codes[96][kLanes];
-  float scale[kLanes], zero[kLanes];
+  float scale[kLanes] = {}, zero[kLanes] = {};
   int64_t group = -1;
   for (uint64_t k = 0; k < l.padded_cols; k += kBlockCols) {
     if (k % l.block_cols == 0) {
