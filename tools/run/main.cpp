@@ -25,7 +25,7 @@ struct Options {
   std::string model, prompt, file, system, template_name, backend = "auto";
   std::vector<std::string> stops;
   int64_t max_tokens = -2, context = 0;
-  SamplerParams sampling{.temperature = -1};
+  SamplerParams sampling{.temperature = -1, .top_p = -1};  ///< -1: not given
   int threads = 0;
   bool chat = false, exact = false, json = false, quiet = false;
 };
@@ -51,11 +51,12 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--ctx", o.context, "positions of the context (default: the model's, up to 8192)")
       ->check(CLI::Range(1, 1 << 30));
   app.add_option("--temperature", o.sampling.temperature,
-                 "0 takes the likeliest token (default 0, in a chat 0.7)")
+                 "0 takes the likeliest token (default 0, in a chat 0.6)")
       ->check(CLI::Range(0.0, 100.0));
   app.add_option("--top-k", o.sampling.top_k, "sample from the K likeliest tokens (0: all)")
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--top-p", o.sampling.top_p, "sample from the likeliest tokens that come to P")
+  app.add_option("--top-p", o.sampling.top_p,
+                 "sample from the likeliest tokens that come to P (default 1, in a chat 0.9)")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--min-p", o.sampling.min_p, "drop tokens below P times the likeliest")
       ->check(CLI::Range(0.0, 1.0));
@@ -106,7 +107,8 @@ void print_json(const Answer& a) {
 void run(Options o, bool one_shot) {
   check_usage(o, one_shot);
   if (o.max_tokens == -2) o.max_tokens = o.chat ? 1024 : 256;
-  if (o.sampling.temperature < 0) o.sampling.temperature = o.chat ? 0.7 : 0.0;
+  if (o.sampling.temperature < 0) o.sampling.temperature = o.chat ? 0.6 : 0.0;
+  if (o.sampling.top_p < 0) o.sampling.top_p = o.chat ? 0.9 : 1.0;
   const auto file = File::open(o.model);
   const auto tokenizer = Tokenizer::load(*file);
   const std::string text = o.file.empty() ? o.prompt : tool::read_text(o.file);
