@@ -15,7 +15,7 @@
 namespace oq::cpu {
 
 /// Columns that share one activation scale: half a column block. Against one scale for 32 columns
-/// it halves what rounding costs in perplexity, for 7 % of a kernel's instructions
+/// it halves what rounding costs in perplexity, for some 7 % more instructions, counted
 /// (docs/kernels.md).
 constexpr int64_t kActCols = 16;
 

@@ -10,8 +10,8 @@
 
 namespace oq {
 
-/// A fixed team of threads for short, frequent parallel loops: a token at 150 tokens/s crosses
-/// some 200 of them a layer stack, so a worker that has just finished spins for a while before it
+/// A fixed team of threads for short, frequent parallel loops: a token of a 30-block model crosses
+/// some 150 of them, so a worker that has just finished spins for a while before it
 /// sleeps. Work goes out in pieces from a shared counter, large ones first and smaller ones towards
 /// the end (guided self-scheduling): few trips to the counter, which cost a cache line between
 /// cores, and yet a core that somebody else is using costs only its share. What a piece computes

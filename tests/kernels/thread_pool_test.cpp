@@ -28,7 +28,7 @@ TEST_CASE("every item is done once, whatever the threads and chunks") {
 TEST_CASE("many short loops in a row") {
   ThreadPool pool(3);
   std::atomic<int64_t> sum{0};
-  for (int i = 0; i < 20000; ++i) {  // a decode step has 180 of them
+  for (int i = 0; i < 20000; ++i) {  // a decode step has 150 of them
     pool.parallel_for(6, 1, [&](int64_t begin, int64_t end, int) {
       sum.fetch_add(end - begin, std::memory_order_relaxed);
     });
