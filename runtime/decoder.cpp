@@ -40,6 +40,7 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   backend_->configure(plan_);
   load_weights();
   const ModelConfig& c = plan_.config;
+  if (c.projected()) embedded_ = backend_->buffer(c.embedding_width);
   x_ = backend_->buffer(c.hidden);
   qkv_ = backend_->buffer(c.q_width() + 2 * c.kv_width());
   attn_ = backend_->buffer(c.q_width());
@@ -47,64 +48,113 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   lengths_.assign(size_t(plan_.sequences), 0);
 }
 
-const Weight* Decoder::weight(const std::string& name) {
+const Weight* Decoder::weight(const std::string& name, double share) {
   const TensorInfo& info = file_->tensor(name);
-  if (name == "embedding") {
-    bytes_per_token_ += info.bytes / info.rows;
-  } else {
-    bytes_per_token_ += info.bytes;
-  }
+  bytes_per_token_ += share * double(info.bytes);
   weights_.push_back(backend_->prepare(file_, info));
   return weights_.back().get();
 }
 
-Linear Decoder::linear(const std::string& name, bool bias) {
-  return {.weight = weight(name), .bias = bias ? weight(name + ".bias") : nullptr};
+Linear Decoder::linear(const std::string& name, bool bias, double share) {
+  return {.weight = weight(name, share), .bias = bias ? weight(name + ".bias", share) : nullptr};
+}
+
+Norm Decoder::norm(const std::string& name) {
+  const bool layer_norm = plan_.config.norm == NormKind::layer;
+  return {.weight = weight(name),
+          .bias = layer_norm ? weight(name + ".bias") : nullptr,
+          .eps = float(plan_.config.norm_eps)};
+}
+
+Mlp Decoder::mlp(const std::string& prefix, double share) {
+  const ModelConfig& c = plan_.config;
+  Mlp mlp{.gate = {}, .up = {}, .down = {}, .activation = c.activation};
+  if (c.gated) mlp.gate = linear(prefix + "gate", c.mlp_bias, share);
+  mlp.up = linear(prefix + "up", c.mlp_bias, share);
+  mlp.down = linear(prefix + "down", c.mlp_bias, share);
+  return mlp;
+}
+
+Decoder::Block Decoder::load_block(const std::string& p) {
+  const ModelConfig& c = plan_.config;
+  Block b;
+  (c.post_norm ? b.attn_post_norm : b.attn_norm) = norm(p + "attn_norm");
+  for (const char* name : {"q", "k", "v"}) b.qkv.push_back(linear(p + name, c.qkv_bias));
+  b.o = linear(p + "o", c.o_bias);
+  (c.post_norm ? b.mlp_post_norm : b.mlp_norm) = c.shared_norm ? b.attn_norm : norm(p + "mlp_norm");
+  if (c.experts == 0) {
+    b.mlp = mlp(p);
+    return b;
+  }
+  b.experts.router = weight(p + "router");
+  b.experts.used = c.experts_used;
+  const double share = double(c.experts_used) / double(c.experts);
+  for (int64_t e = 0; e < c.experts; ++e) {
+    b.experts.mlps.push_back(mlp(fmt::format("{}experts.{}.", p, e), share));
+  }
+  return b;
 }
 
 void Decoder::load_weights() {
   const ModelConfig& c = plan_.config;
-  const auto norm = [&](const std::string& name) {
-    return Norm{.weight = weight(name), .eps = float(c.norm_eps)};
-  };
-  embedding_ = weight("embedding");
-  if (c.rope_dim > 0) inv_freq_ = weight("rope.inv_freq");
-  for (int64_t b = 0; b < c.blocks; ++b) {
-    const std::string p = fmt::format("blocks.{}.", b);
-    Block block;
-    block.attn_norm = norm(p + "attn_norm");
-    for (const char* name : {"q", "k", "v"}) block.qkv.push_back(linear(p + name, c.qkv_bias));
-    block.o = linear(p + "o", c.o_bias);
-    block.mlp_norm = norm(p + "mlp_norm");
-    block.gate = linear(p + "gate", c.mlp_bias);
-    block.up = linear(p + "up", c.mlp_bias);
-    block.down = linear(p + "down", c.mlp_bias);
-    blocks_.push_back(std::move(block));
+  embedding_ = weight("embedding", 1.0 / double(c.vocab));
+  if (c.projected()) project_in_ = linear("project_in", false);
+  if (c.positions == PositionKind::learned) {
+    positions_ = weight("positions", 1.0 / double(c.context));
   }
-  final_norm_ = norm("final_norm");
+  if (c.embedding_norm) embedding_norm_ = norm("embedding_norm");
+  if (c.positions == PositionKind::rope) inv_freq_ = weight("rope.inv_freq");
+  if (c.positions == PositionKind::alibi) alibi_ = weight("alibi", 0);  // stays in the caches
+  for (int64_t b = 0; b < c.blocks; ++b)
+    blocks_.push_back(load_block(fmt::format("blocks.{}.", b)));
+  if (c.final_norm) final_norm_ = norm("final_norm");
+  if (c.projected()) project_out_ = linear("project_out", false);
   if (c.tied_head) {
     head_ = {.weight = embedding_, .bias = nullptr};
-    bytes_per_token_ += file_->tensor("embedding").bytes;
+    bytes_per_token_ += double(file_->tensor("embedding").bytes);
   } else {
     head_ = linear("head", false);
   }
 }
 
-void Decoder::forward(const Block& block, int64_t layer) {
-  backend_->norm_linears(block.attn_norm, *x_, block.qkv, *qkv_);
+void Decoder::embed() {
+  const ModelConfig& c = plan_.config;
+  backend_->embed(*embedding_, c.projected() ? *embedded_ : *x_);
+  if (c.projected()) backend_->linear(project_in_, *embedded_, *x_);
+  if (positions_ != nullptr) backend_->add_positions(*positions_, *x_);
+  if (c.embedding_norm) backend_->norm(embedding_norm_, *x_);
+}
+
+void Decoder::forward(const Block& b, int64_t layer) {
+  const bool parallel = plan_.config.parallel;
+  backend_->norm_linears(b.attn_norm, *x_, b.qkv, *qkv_);
   backend_->rope_append(layer, inv_freq_, *qkv_);
-  backend_->attention(layer, *qkv_, *attn_);
-  backend_->linear_residual(block.o, *attn_, *x_);
-  backend_->norm_gated(block.mlp_norm, *x_, block.gate, block.up, plan_.config.activation, *mlp_);
-  backend_->linear_residual(block.down, *mlp_, *x_);
+  backend_->attention(layer, alibi_, *qkv_, *attn_);
+  if (parallel) backend_->norm_mlp(b.mlp_norm, *x_, b.mlp, *mlp_);
+  backend_->linear_residual(b.o, *attn_, *x_);
+  backend_->norm(b.attn_post_norm, *x_);
+  if (b.experts.used > 0) {
+    backend_->norm_experts(b.mlp_norm, b.experts, *x_);
+  } else {
+    if (!parallel) backend_->norm_mlp(b.mlp_norm, *x_, b.mlp, *mlp_);
+    backend_->linear_residual(b.mlp.down, *mlp_, *x_);
+  }
+  backend_->norm(b.mlp_post_norm, *x_);
+}
+
+void Decoder::head() {
+  if (!plan_.config.projected()) return backend_->head(final_norm_, head_, *x_);
+  backend_->norm(final_norm_, *x_);
+  backend_->linear(project_out_, *x_, *embedded_);
+  backend_->head({}, head_, *embedded_);
 }
 
 void Decoder::step(const Batch& batch) {
   std::vector<int64_t> lengths = lengths_after(batch);
   backend_->begin(batch);
-  backend_->embed(*embedding_, *x_);
+  embed();
   for (size_t i = 0; i < blocks_.size(); ++i) forward(blocks_[i], int64_t(i));
-  if (!batch.logit_rows.empty()) backend_->head(final_norm_, head_, *x_);
+  if (!batch.logit_rows.empty()) head();
   lengths_ = std::move(lengths);
 }
 
@@ -203,8 +253,8 @@ int64_t Decoder::length(int32_t sequence) const {
 
 uint64_t Decoder::kv_bytes(int64_t position) const {
   const ModelConfig& c = plan_.config;
-  return uint64_t(c.blocks) * 2 * uint64_t(c.kv_width()) * uint64_t(position + 1) *
-         (plan_.exact ? 4 : 2);
+  const int64_t seen = c.window > 0 ? std::min(position + 1, c.window) : position + 1;
+  return uint64_t(c.blocks) * 2 * uint64_t(c.kv_width()) * uint64_t(seen) * (plan_.exact ? 4 : 2);
 }
 
 }  // namespace oq

@@ -44,37 +44,51 @@ class Decoder {
   /// Forgets everything from position `length` on.
   void truncate(int64_t length, int32_t sequence = 0);
 
-  /// Bytes of weights that one token reads: every tensor once, of the embedding one row.
-  uint64_t bytes_per_token() const { return bytes_per_token_; }
+  /// Bytes of weights that one token reads: every tensor once, but of tables one row, and of the
+  /// experts those that are chosen.
+  uint64_t bytes_per_token() const { return uint64_t(bytes_per_token_); }
   /// Bytes of the KV cache that a token at `position` reads.
   uint64_t kv_bytes(int64_t position) const;
 
  private:
   struct Block {
-    Norm attn_norm, mlp_norm;
+    Norm attn_norm, mlp_norm;            ///< before attention and MLP,
+    Norm attn_post_norm, mlp_post_norm;  ///< or after their sums; the others are empty
     std::vector<Linear> qkv;
-    Linear o, gate, up, down;
+    Linear o;
+    Mlp mlp;  ///< or
+    Experts experts;
   };
 
   /// The sequences' lengths once `batch` has run; throws when it cannot.
   std::vector<int64_t> lengths_after(const Batch& batch) const;
   void load_weights();
+  Block load_block(const std::string& prefix);
+  void embed();
   void forward(const Block& block, int64_t layer);
-  const Weight* weight(const std::string& name);
-  Linear linear(const std::string& name, bool bias);
+  void head();
+  /// `share`: of it that a token reads, on average.
+  const Weight* weight(const std::string& name, double share = 1);
+  Norm norm(const std::string& name);
+  Linear linear(const std::string& name, bool bias, double share = 1);
+  Mlp mlp(const std::string& prefix, double share = 1);
 
   std::shared_ptr<const File> file_;
   std::unique_ptr<Backend> backend_;
   Plan plan_;
   std::vector<std::unique_ptr<Weight>> weights_;  ///< owns what the pointers below look at
   const Weight* embedding_ = nullptr;
+  const Weight* positions_ = nullptr;  ///< each of these only where the model has it
   const Weight* inv_freq_ = nullptr;
+  const Weight* alibi_ = nullptr;
+  Linear project_in_, project_out_;
+  Norm embedding_norm_, final_norm_;
   std::vector<Block> blocks_;
-  Norm final_norm_;
   Linear head_;
+  std::unique_ptr<Buffer> embedded_;  ///< only where it is projected
   std::unique_ptr<Buffer> x_, qkv_, attn_, mlp_;
   std::vector<int64_t> lengths_;
-  uint64_t bytes_per_token_ = 0;
+  double bytes_per_token_ = 0;
 };
 
 }  // namespace oq

@@ -38,22 +38,29 @@ struct TinyOq {
   std::string scheme = "w16a16";
   uint32_t weak_columns = 0;  ///< of every packed linear
   uint32_t seed = 1;
+  bool equal_experts = false;  ///< all as the first, which equals the MLP of a model without
   ModelConfig config = tiny_config();
 };
 
 class TinyOqWriter {
  public:
   TinyOqWriter(const TinyOq& tiny, const std::filesystem::path& path)
-      : tiny_(tiny), scheme_(Scheme::parse(tiny.scheme)), rng_(tiny.seed), writer_(path, 64) {}
+      : tiny_(tiny),
+        scheme_(Scheme::parse(tiny.scheme)),
+        rng_(tiny.seed),
+        writer_(path, tensor_specs(tiny.config).size()) {}
 
   void write() {
     tiny_.config.store(writer_.metadata);
     writer_.metadata.set("scheme", tiny_.scheme);
     for (const TensorSpec& spec : tensor_specs(tiny_.config)) {
-      if (spec.role == Role::vector) {
+      rng_.seed(seed_of(spec.name));
+      if (spec.role == Role::f32 && spec.rows == 1) {
         write_vector(spec);
       } else if (spec.role == Role::linear && scheme_.quantizes_weights()) {
         write_packed(spec);
+      } else if (spec.role == Role::f32) {
+        write_table(spec);
       } else {
         write_f16(spec);
       }
@@ -66,10 +73,36 @@ class TinyOqWriter {
     return std::normal_distribution<float>(mean, deviation)(rng_);
   }
 
+  /// Every tensor has a seed of its own, so that models which differ in one share the others.
+  uint32_t seed_of(std::string name) const {
+    const size_t expert = name.find("experts.");
+    if (tiny_.equal_experts && expert != std::string::npos) {
+      name.erase(expert, name.find('.', expert + 8) + 1 - expert);
+    }
+    uint32_t hash = tiny_.seed;
+    for (const char c : name) hash = hash * 31 + uint8_t(c);
+    return hash;
+  }
+
+  /// A router, or what ALiBi adds: slopes times position.
+  void write_table(const TensorSpec& spec) {
+    std::vector<float> v(size_t(spec.rows * spec.cols));
+    for (size_t i = 0; i < v.size(); ++i) {
+      const size_t row = i / size_t(spec.cols), col = i % size_t(spec.cols);
+      v[i] = spec.name == "alibi" ? 0.3f / float(row + 1) * float(col) : normal(0, 0.3f);
+    }
+    writer_.add({.name = spec.name,
+                 .kind = Kind::f32,
+                 .rows = uint64_t(spec.rows),
+                 .cols = uint64_t(spec.cols)},
+                std::as_bytes(std::span(v)));
+  }
+
   void write_vector(const TensorSpec& spec) {
     std::vector<float> v(size_t(spec.cols));
     const bool frequencies = spec.name == "rope.inv_freq";
-    const bool norm = spec.name.find("norm") != std::string::npos;
+    const bool norm =
+        spec.name.find("norm") != std::string::npos && spec.name.find(".bias") == std::string::npos;
     for (size_t i = 0; i < v.size(); ++i) {
       v[i] = frequencies ? std::pow(100.0f, -float(i) / float(v.size()))
                          : normal(norm ? 1.0f : 0.0f, 0.2f);

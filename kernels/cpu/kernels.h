@@ -8,6 +8,8 @@
 
 #include "format/half.h"
 #include "format/packed.h"
+#include "kernels/activation.h"
+#include "kernels/activation_grid.h"
 
 /// The CPU's kernels: one table of functions per instruction set, chosen at run time. Every
 /// function works on a range of its output, so that the caller decides who computes what; what it
@@ -19,8 +21,9 @@ namespace oq::cpu {
 /// (docs/kernels.md).
 constexpr int64_t kActCols = 16;
 
-/// Rows of activations as int8: x = scale * code, code in -127..127, one scale per 16 columns.
-/// Padding columns hold 0, so a packed row's padding codes meet zeros.
+/// Rows of activations as int8: x = scale * code, one scale per 16 columns; codes are -127..127, or
+/// -128..127 under a scheme's ActivationGrid. Padding columns hold 0, so a packed row's padding
+/// codes meet zeros.
 struct Int8Rows {
   int64_t blocks = 0;         ///< of 32 columns, per row
   std::vector<int8_t> codes;  ///< [rows][blocks * 32]
@@ -71,6 +74,13 @@ struct KvView {
   const T* values = nullptr;
 };
 
+/// What one query may look at: positions [first, end), and what is added to the score of each
+/// position (ALiBi), by position; nullptr: nothing.
+struct Sight {
+  int64_t first = 0, end = 0;
+  const float* bias = nullptr;
+};
+
 /// What softmax attention over a stretch of positions leaves behind: the largest score, the sum
 /// of exponentials relative to it, and the weighted sum of values. Two merge into one.
 struct AttentionPart {
@@ -87,6 +97,14 @@ struct Kernels {
   /// infinity makes the scale of its columns a NaN.
   void (*quantize_row)(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
                        int64_t blocks);
+
+  /// The smallest and largest of n values, n > 0; NaNs where one is not finite.
+  void (*range)(const float* x, int64_t n, float* low, float* high);
+
+  /// One row under a grid: codes hold grid.code(x) - grid.middle(), scales the grid's, so that
+  /// x - grid.offset() = scale * code.
+  void (*quantize_row_to)(const ActivationGrid& grid, const float* x, int64_t n, int8_t* codes,
+                          float* scales, float* sums, int64_t blocks);
 
   /// y[m][8 p .. 8 p + 8) for panels p in [begin, end) and m in [0, tokens), with int8
   /// activations. Weak columns included: `x` must be 0 there, and `weak_x` [tokens][weak_columns]
@@ -106,17 +124,22 @@ struct Kernels {
   /// y = x / sqrt(mean(x^2) + eps) * weight, n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
 
-  /// y = activation(gate) * up, by name of the activation; n values.
-  void (*silu_gate)(const float* gate, const float* up, int64_t n, float* y);
+  /// y = (x - mean) / sqrt(variance + eps) * weight + bias, n values.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                     float* y);
+
+  /// y = activation(gate) * up, or activation(gate) where up is nullptr; n values. y may be gate.
+  void (*activate)(Activation activation, const float* gate, const float* up, int64_t n, float* y);
 
   /// `queries` queries of one KV head over positions [begin, end) of its cache, begin a multiple
-  /// of 8; query i sees positions below visible[i]. q is [queries][head_dim], scaled by
-  /// 1 / sqrt(head_dim) already. `scores` is scratch, [queries][end - begin rounded up to 8].
+  /// of 8; query i sees what sights[i] says. A query that sees none of them leaves a sum of 0. q is
+  /// [queries][head_dim], scaled by 1 / sqrt(head_dim) already. `scores` is scratch, [queries][end
+  /// - begin rounded up to 8].
   void (*attend_f16)(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv,
-                     int64_t begin, int64_t end, const int64_t* visible, float* scores,
+                     int64_t begin, int64_t end, const Sight* sights, float* scores,
                      AttentionPart* parts);
   void (*attend_f32)(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv,
-                     int64_t begin, int64_t end, const int64_t* visible, float* scores,
+                     int64_t begin, int64_t end, const Sight* sights, float* scores,
                      AttentionPart* parts);
 };
 

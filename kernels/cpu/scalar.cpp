@@ -43,6 +43,32 @@ void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float
   }
 }
 
+void range(const float* x, int64_t n, float* low, float* high) {
+  float poison = 0;
+  *low = *high = x[0];
+  for (int64_t i = 0; i < n; ++i) {
+    *low = std::min(*low, x[i]);
+    *high = std::max(*high, x[i]);
+    poison += x[i] * 0.0f;
+  }
+  *low += poison;
+  *high += poison;
+}
+
+void quantize_row_to(const ActivationGrid& grid, const float* x, int64_t n, int8_t* codes,
+                     float* scales, float* sums, int64_t blocks) {
+  std::fill_n(scales, 2 * blocks, grid.scale);
+  for (int64_t b = 0; b < blocks; ++b) {
+    int sum = 0;
+    for (int64_t k = b * kBlockCols; k < (b + 1) * int64_t(kBlockCols); ++k) {
+      const float code = k < n ? grid.code(x[k]) - grid.middle() : 0.0f;
+      codes[k] = std::fabs(code) <= 128.0f ? int8_t(code) : int8_t(0);  // a NaN is in the scale
+      sum += codes[k];
+    }
+    sums[b] = grid.scale * float(sum);
+  }
+}
+
 /// Decodes one column block of a panel: codes[column][row].
 class BlockDecoder {
  public:
@@ -231,19 +257,51 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
   for (int64_t i = 0; i < n; ++i) y[i] = x[i] * inv * weight[i];
 }
 
-void silu_gate(const float* gate, const float* up, int64_t n, float* y) {
-  for (int64_t i = 0; i < n; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                float* y) {
+  std::array<float, 8> sums{}, squares{};
+  for (int64_t i = 0; i < n; ++i) sums[size_t(i % 8)] += x[i];
+  float mean = 0, variance = 0;
+  for (float s : sums) mean += s;
+  mean /= float(n);
+  for (int64_t i = 0; i < n; ++i) squares[size_t(i % 8)] += (x[i] - mean) * (x[i] - mean);
+  for (float s : squares) variance += s;
+  const float inv = 1.0f / std::sqrt(variance / float(n) + eps);
+  for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * inv * weight[i] + bias[i];
+}
+
+float silu(float x) { return x / (1.0f + std::exp(-x)); }
+float gelu(float x) { return 0.5f * x * std::erfc(-x * 0.70710678f); }
+float gelu_tanh(float x) {
+  return x / (1.0f + std::exp(-1.5957691f * (x + 0.044715f * x * x * x)));
+}
+float relu(float x) { return std::max(x, 0.0f); }
+
+void activate(Activation activation, const float* gate, const float* up, int64_t n, float* y) {
+  const auto apply = [&](auto f) {
+    for (int64_t i = 0; i < n; ++i) y[i] = up == nullptr ? f(gate[i]) : f(gate[i]) * up[i];
+  };
+  switch (activation) {
+    case Activation::silu:
+      return apply(silu);
+    case Activation::gelu:
+      return apply(gelu);
+    case Activation::gelu_tanh:
+      return apply(gelu_tanh);
+    case Activation::relu:
+      return apply(relu);
+  }
 }
 
 template <class T>
 void attend_one(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, int64_t end,
-                float* scores, AttentionPart& part) {
+                const float* bias, float* scores, AttentionPart& part) {
   part.top = -std::numeric_limits<float>::infinity();
   part.sum = 0;
   std::fill_n(part.out, head_dim, 0.0f);
   for (int64_t t = begin; t < end; ++t) {
     const T* key = kv.keys + t / kKeyTile * head_dim * kKeyTile + t % kKeyTile;
-    float score = 0;
+    float score = bias == nullptr ? 0.0f : bias[t];
     for (int64_t d = 0; d < head_dim; ++d) score += q[d] * to_float(key[d * kKeyTile]);
     scores[t - begin] = score;
     part.top = std::max(part.top, score);
@@ -258,9 +316,11 @@ void attend_one(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, i
 
 template <class T>
 void attend(const float* q, int64_t queries, int64_t head_dim, KvView<T> kv, int64_t begin,
-            int64_t end, const int64_t* visible, float* scores, AttentionPart* parts) {
+            int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
   for (int64_t i = 0; i < queries; ++i) {
-    attend_one(q + i * head_dim, head_dim, kv, begin, std::min(end, visible[i]), scores, parts[i]);
+    const Sight& s = sights[i];
+    attend_one(q + i * head_dim, head_dim, kv, std::max(begin, s.first), std::min(end, s.end),
+               s.bias, scores, parts[i]);
   }
 }
 
@@ -270,11 +330,14 @@ const Kernels& scalar_kernels() {
   static const Kernels table = {
       .name = "scalar",
       .quantize_row = quantize_row,
+      .range = range,
+      .quantize_row_to = quantize_row_to,
       .packed_int8 = packed_int8,
       .packed_exact = packed_exact,
       .dense = dense,
       .rms_norm = rms_norm,
-      .silu_gate = silu_gate,
+      .layer_norm = layer_norm,
+      .activate = activate,
       .attend_f16 = attend<f16>,
       .attend_f32 = attend<float>,
   };

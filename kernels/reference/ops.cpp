@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "kernels/activation_grid.h"
+
 namespace oq::reference {
 
 void linear(std::span<const float> w, std::span<const float> bias, std::span<const float> x,
@@ -36,6 +38,18 @@ void rms_norm(std::span<const float> x, std::span<const float> weight, double ep
   for (size_t i = 0; i < x.size(); ++i) y[i] = float(double(x[i]) * inv * double(weight[i]));
 }
 
+void layer_norm(std::span<const float> x, std::span<const float> weight,
+                std::span<const float> bias, double eps, std::span<float> y) {
+  double mean = 0, variance = 0;
+  for (float v : x) mean += double(v);
+  mean /= double(x.size());
+  for (float v : x) variance += (double(v) - mean) * (double(v) - mean);
+  const double inv = 1.0 / std::sqrt(variance / double(x.size()) + eps);
+  for (size_t i = 0; i < x.size(); ++i) {
+    y[i] = float((double(x[i]) - mean) * inv * double(weight[i]) + double(bias[i]));
+  }
+}
+
 void rope(std::span<float> head, std::span<const float> inv_freq, int64_t position, double factor) {
   const size_t half = inv_freq.size();
   for (size_t i = 0; i < half; ++i) {
@@ -48,14 +62,14 @@ void rope(std::span<float> head, std::span<const float> inv_freq, int64_t positi
 }
 
 void attention(std::span<const float> q, std::span<const float> k, std::span<const float> v,
-               int64_t positions, std::span<float> out) {
+               std::span<const float> bias, int64_t positions, std::span<float> out) {
   const size_t dim = q.size();
   std::vector<double> p(static_cast<size_t>(positions));
   double top = -INFINITY;
   for (size_t t = 0; t < p.size(); ++t) {
     double dot = 0;
     for (size_t d = 0; d < dim; ++d) dot += double(q[d]) * double(k[t * dim + d]);
-    p[t] = dot / std::sqrt(double(dim));
+    p[t] = dot / std::sqrt(double(dim)) + (bias.empty() ? 0.0 : double(bias[t]));
     top = std::max(top, p[t]);
   }
   double sum = 0;
@@ -65,6 +79,24 @@ void attention(std::span<const float> q, std::span<const float> k, std::span<con
     for (size_t t = 0; t < p.size(); ++t) o += p[t] * double(v[t * dim + d]);
     out[d] = float(o / sum);
   }
+}
+
+std::vector<Choice> route(std::span<const float> logits, int64_t used) {
+  std::vector<Choice> chosen;
+  for (int64_t e = 0; e < int64_t(logits.size()); ++e) {
+    const float logit = logits[size_t(e)];
+    chosen.push_back({e, std::isnan(logit) ? -INFINITY : logit});
+  }
+  std::stable_sort(chosen.begin(), chosen.end(),
+                   [](const Choice& a, const Choice& b) { return a.weight > b.weight; });
+  chosen.resize(size_t(used));
+  const double top = chosen.front().weight;
+  double sum = 0;
+  for (const Choice& c : chosen) sum += std::exp(double(c.weight) - top);
+  for (Choice& c : chosen) c.weight = float(std::exp(double(c.weight) - top) / sum);
+  std::sort(chosen.begin(), chosen.end(),
+            [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+  return chosen;
 }
 
 float silu(float x) { return float(double(x) / (1.0 + std::exp(-double(x)))); }
@@ -84,10 +116,8 @@ float relu(float x) { return std::max(x, 0.0f); }
 void fake_quantize(std::span<float> x, int bits) {
   if (x.empty()) return;
   const auto [low, high] = std::minmax_element(x.begin(), x.end());
-  const float top = float((1 << bits) - 1), min = *low, max = *high;
-  const float s = std::max((max - min) / top, 1e-5f);
-  const float z = std::nearbyint(-min / s);
-  for (float& v : x) v = s * (std::clamp(std::nearbyint(v / s) + z, 0.0f, top) - z);
+  const ActivationGrid grid = ActivationGrid::of(*low, *high, bits);
+  for (float& v : x) v = grid.scale * (grid.code(v) - grid.zero);
 }
 
 }  // namespace oq::reference

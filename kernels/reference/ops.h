@@ -24,24 +24,35 @@ std::vector<float> dequantize(const PackedView& view);
 void rms_norm(std::span<const float> x, std::span<const float> weight, double eps,
               std::span<float> y);
 
+/// y = (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016, eq. 4).
+void layer_norm(std::span<const float> x, std::span<const float> weight,
+                std::span<const float> bias, double eps, std::span<float> y);
+
 /// Rotates pairs (i, i + rope_dim / 2) of one head by position * inv_freq[i] (Su et al. 2021, in
 /// the half-split form); `factor` multiplies cos and sin.
 void rope(std::span<float> head, std::span<const float> inv_freq, int64_t position, double factor);
 
-/// One query over `positions` keys and values: softmax(q k / sqrt(head_dim)) v.
-void attention(std::span<const float> q,  // [head_dim]
-               std::span<const float> k,  // [positions][head_dim]
-               std::span<const float> v,  // [positions][head_dim]
+/// One query over `positions` keys and values: softmax(q k / sqrt(head_dim) + bias) v.
+void attention(std::span<const float> q,     // [head_dim]
+               std::span<const float> k,     // [positions][head_dim]
+               std::span<const float> v,     // [positions][head_dim]
+               std::span<const float> bias,  // [positions] or empty
                int64_t positions, std::span<float> out);
+
+/// The `used` largest of a router's logits, in ascending order of expert, with the softmax over
+/// just them (Jiang et al. 2024, section 2.1). Of equal logits the first wins; NaNs lose.
+struct Choice {
+  int64_t expert;
+  float weight;
+};
+std::vector<Choice> route(std::span<const float> logits, int64_t used);
 
 float silu(float x);       ///< x / (1 + e^-x)
 float gelu(float x);       ///< x Phi(x), exact
 float gelu_tanh(float x);  ///< its tanh approximation (Hendrycks and Gimpel 2016)
 float relu(float x);
 
-/// Dynamic asymmetric quantization of activations, and back (spec of OmniQuant's quantizer):
-/// s = max((max - min) / (2^bits - 1), 1e-5), z = round(-min / s), x = s (clamp(round(x / s) + z)
-/// - z). In place, over the whole span.
+/// Quantizes by the ActivationGrid of the whole span, and back. In place.
 void fake_quantize(std::span<float> x, int bits);
 
 }  // namespace oq::reference

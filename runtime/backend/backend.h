@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "format/file.h"
 #include "format/scheme.h"
@@ -48,9 +49,25 @@ struct Linear {
   const Weight* bias = nullptr;  ///< or none
 };
 
+/// RMSNorm, or LayerNorm where there is a bias; without a weight, nothing: x as it is.
 struct Norm {
   const Weight* weight = nullptr;
+  const Weight* bias = nullptr;
   float eps = 0;
+};
+
+/// down(activation(gate(x)) * up(x)); without a gate, down(activation(up(x))).
+struct Mlp {
+  Linear gate, up, down;
+  Activation activation = Activation::silu;
+};
+
+/// MLPs of which a router chooses `used` for each token: their sum, weighed by the softmax of the
+/// chosen logits.
+struct Experts {
+  const Weight* router = nullptr;  ///< [experts, hidden]
+  std::vector<Mlp> mlps;
+  int64_t used = 0;
 };
 
 /// What a decoder is written against. Ops are enqueued in order and may run later; only
@@ -75,25 +92,38 @@ class Backend {
   /// copies them here.
   virtual void begin(const Batch& batch) = 0;
 
-  /// x = rows of the table.
+  /// x = rows of the table, one for each token.
   virtual void embed(const Weight& table, Buffer& x) = 0;
+
+  /// x += rows of the table, one for each token's position.
+  virtual void add_positions(const Weight& table, Buffer& x) = 0;
+
+  /// x = norm(x).
+  virtual void norm(const Norm& norm, Buffer& x) = 0;
+
+  /// out = l(in), which is no linear of a block: the scheme's activation quantization stays out.
+  virtual void linear(const Linear& l, const Buffer& in, Buffer& out) = 0;
 
   /// out = [l(norm(x)) for each linear], side by side.
   virtual void norm_linears(const Norm& norm, const Buffer& x, std::span<const Linear> linears,
                             Buffer& out) = 0;
 
-  /// Rotates q and k inside qkv = [q | k | v] and appends k and v to the cache of `layer`.
+  /// Rotates q and k inside qkv = [q | k | v], where there are frequencies, and appends k and v to
+  /// the cache of `layer`.
   virtual void rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv) = 0;
 
-  /// out = softmax(q k / sqrt(head_dim)) v over the row's sequence.
-  virtual void attention(int64_t layer, const Buffer& qkv, Buffer& out) = 0;
+  /// out = softmax(q k / sqrt(head_dim) + alibi) v over what the row sees of its sequence. `alibi`
+  /// is [heads, context] or nullptr.
+  virtual void attention(int64_t layer, const Weight* alibi, const Buffer& qkv, Buffer& out) = 0;
 
-  /// out = activation(gate(norm(x))) * up(norm(x)).
-  virtual void norm_gated(const Norm& norm, const Buffer& x, const Linear& gate, const Linear& up,
-                          Activation activation, Buffer& out) = 0;
+  /// out = what mlp.down takes, of norm(x).
+  virtual void norm_mlp(const Norm& norm, const Buffer& x, const Mlp& mlp, Buffer& out) = 0;
 
   /// x += l(in).
   virtual void linear_residual(const Linear& l, const Buffer& in, Buffer& x) = 0;
+
+  /// x += experts(norm(x)); of experts that nobody chose no weight is read.
+  virtual void norm_experts(const Norm& norm, const Experts& experts, Buffer& x) = 0;
 
   /// Logits of the batch's logit_rows: head(norm(x)).
   virtual void head(const Norm& norm, const Linear& head, const Buffer& x) = 0;

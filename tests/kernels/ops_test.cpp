@@ -231,6 +231,31 @@ TEST_CASE("int16 sums hold at the largest codes and activations") {
   }
 }
 
+TEST_CASE("int16 sums hold at the largest codes and the lowest grid code, -128") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (const PackedCase& c : packed_cases()) {
+      Rng rng(10);
+      const PackedBuilder b = random_packed(rng, c, true);
+      const auto cols = int64_t(c.cols), blocks = int64_t(b.layout().padded_cols) / 32;
+      cpu::Int8Rows x;
+      x.resize(1, blocks * 32);
+      const ActivationGrid grid{.scale = 0.5f, .zero = 0, .bits = 8};
+      const std::vector<float> zeros(c.cols, 0.0f);  // code 0, stored as -128
+      k->quantize_row_to(grid, zeros.data(), cols, x.row_codes(0), x.row_scales(0), x.row_sums(0),
+                         blocks);
+      std::vector<float> values(c.cols, -64.0f), y(c.rows), truth(c.rows);
+      const auto weak = b.view().weak_indices();
+      std::vector<float> weak_x(weak.size(), 0.0f);
+      for (uint32_t i : weak) values[i] = 0, x.row_codes(0)[i] = 0, x.row_sums(0)[i / 32] += 64.0f;
+      k->packed_int8(b.view(), x, weak_x.data(), 1, 0, int64_t(b.layout().panels),
+                     {y.data(), int64_t(c.rows)});
+      reference::linear(reference::dequantize(b.view()), {}, values, 1, int64_t(c.rows), cols,
+                        truth);
+      CHECK_CLOSE(y, truth, 3e-7 * 64.0 * double(c.cols) * c.packing.max_code() * 0.1, 1e-5, 1e-10);
+    }
+  }
+}
+
 TEST_CASE("a flipped code, scale or zero point is noticed") {
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     Rng rng(3);
@@ -308,25 +333,112 @@ TEST_CASE("activations round to the nearest code, and bad ones poison their scal
   }
 }
 
-TEST_CASE("norm and gate equal the reference") {
+TEST_CASE("a range is the smallest and the largest, and codes lie on the grid") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (int64_t n : {1, 7, 33, 100}) {
+      Rng rng(uint32_t(n) + 11);
+      const auto x = random_floats(rng, size_t(n), 0.3f, 2.0f);
+      float low = 0, high = 0;
+      k->range(x.data(), n, &low, &high);
+      CHECK(low == *std::min_element(x.begin(), x.end()));
+      CHECK(high == *std::max_element(x.begin(), x.end()));
+      for (int bits = 2; bits <= 8; ++bits) {
+        // Half the range: values beyond it must clamp.
+        const auto grid = ActivationGrid::of(low / 2, high / 2 + 0.1f, bits);
+        const int64_t blocks = n / 32 + 1;
+        std::vector<int8_t> codes(size_t(blocks * 32), int8_t(1));
+        std::vector<float> scales(2 * codes.size() / 32), sums(codes.size() / 32);
+        k->quantize_row_to(grid, x.data(), n, codes.data(), scales.data(), sums.data(), blocks);
+        int total = 0;
+        for (size_t i = 0; i < codes.size(); ++i) {
+          const float code = i < size_t(n) ? grid.code(x[i]) - grid.middle() : 0.0f;
+          REQUIRE(float(codes[i]) == code);
+          total += codes[i];
+        }
+        float sum = 0;
+        for (float s : sums) sum += s;
+        CHECK(sum == doctest::Approx(grid.scale * float(total)));
+        CHECK(std::all_of(scales.begin(), scales.end(), [&](float s) { return s == grid.scale; }));
+      }
+    }
+    for (float bad : {NAN, INFINITY, -INFINITY}) {
+      std::vector<float> x(40, 1.0f);
+      x[37] = bad;
+      float low = 0, high = 0;
+      k->range(x.data(), 40, &low, &high);
+      CHECK(std::isnan(low));
+      CHECK(std::isnan(high));
+    }
+  }
+}
+
+TEST_CASE("norms equal the reference") {
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     for (size_t n : {1u, 8u, 37u, 576u}) {
       Rng rng(uint32_t(n) + 2);
       const auto x = random_floats(rng, n, 0.5f, 4.0f), w = random_floats(rng, n, 1.0f);
+      const auto b = random_floats(rng, n, 0.2f);
       std::vector<float> y(n), truth(n);
       k->rms_norm(x.data(), w.data(), 3e-4f, int64_t(n), y.data());
       reference::rms_norm(x, w, 3e-4, truth);
       CHECK_CLOSE(y, truth, 1e-6, 1e-5, 1e-12);
-      k->silu_gate(x.data(), w.data(), int64_t(n), y.data());
-      for (size_t i = 0; i < n; ++i) truth[i] = reference::silu(x[i]) * w[i];
-      CHECK_CLOSE(y, truth, 1e-6, 1e-5, 1e-12);
+      k->layer_norm(x.data(), w.data(), b.data(), 3e-4f, int64_t(n), y.data());
+      reference::layer_norm(x, w, b, 3e-4, truth);
+      CHECK_CLOSE(y, truth, 2e-6, 1e-5, 1e-12);
     }
-    const std::vector<float> far = {-1000.0f, -90.0f, 90.0f, 1000.0f, 0.0f, -0.0f, 1.0f, -1.0f};
-    std::vector<float> y(8), truth(8), ones(8, 1.0f);
-    k->silu_gate(far.data(), ones.data(), 8, y.data());
-    for (size_t i = 0; i < 8; ++i) truth[i] = reference::silu(far[i]);
-    CHECK_CLOSE(y, truth, 1e-30, 1e-5, 1e-12);
+    // A large mean must not drown the variance.
+    std::vector<float> x(64), w(64, 1.0f), b(64, 0.0f), y(64), truth(64);
+    for (size_t i = 0; i < 64; ++i) x[i] = 1000.0f + float(i % 7);
+    k->layer_norm(x.data(), w.data(), b.data(), 1e-5f, 64, y.data());
+    reference::layer_norm(x, w, b, 1e-5, truth);
+    CHECK_CLOSE(y, truth, 1e-4, 1e-4, 1e-9);
   }
+}
+
+TEST_CASE("activations equal the reference, gated and plain, near and far from zero") {
+  const std::pair<Activation, float (*)(float)> all[] = {
+      {Activation::silu, reference::silu},
+      {Activation::gelu, reference::gelu},
+      {Activation::gelu_tanh, reference::gelu_tanh},
+      {Activation::relu, reference::relu}};
+  const std::vector<float> far = {-1000.0f, -90.0f, 90.0f, 1000.0f, 0.0f, -0.0f, 1.0f, -1.0f};
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    CAPTURE(std::string(k->name));
+    for (const auto& [activation, formula] : all) {
+      CAPTURE(int(activation));
+      for (size_t n : {1u, 8u, 37u, 576u}) {
+        Rng rng(uint32_t(n) + 4);
+        const auto x = random_floats(rng, n, 0.5f, 3.0f), up = random_floats(rng, n, 1.0f);
+        std::vector<float> y(n), truth(n), in_place = x;
+        k->activate(activation, x.data(), up.data(), int64_t(n), y.data());
+        for (size_t i = 0; i < n; ++i) truth[i] = formula(x[i]) * up[i];
+        CHECK_CLOSE(y, truth, 1e-6, 1e-5, 1e-11);
+        k->activate(activation, in_place.data(), nullptr, int64_t(n), in_place.data());
+        for (size_t i = 0; i < n; ++i) truth[i] = formula(x[i]);
+        CHECK_CLOSE(in_place, truth, 1e-6, 1e-5, 1e-11);
+      }
+      std::vector<float> y(8), truth(8);
+      k->activate(activation, far.data(), nullptr, 8, y.data());
+      for (size_t i = 0; i < 8; ++i) truth[i] = formula(far[i]);
+      CHECK_CLOSE(y, truth, 1e-6, 1e-5, 1e-12);
+      const float nan = NAN;
+      k->activate(activation, &nan, nullptr, 1, y.data());
+      CHECK(std::isnan(y[0]));
+    }
+  }
+}
+
+TEST_CASE("a router's choice is its largest logits, weighed by their softmax") {
+  const std::vector<float> logits = {0.5f, 2.0f, -1.0f, 2.0f, 1.0f};
+  const auto two = reference::route(logits, 2);
+  CHECK(two[0].expert == 1);
+  CHECK(two[1].expert == 3);
+  CHECK(two[0].weight == 0.5f);
+  CHECK(two[1].weight == 0.5f);
+  const auto three = reference::route(logits, 3);
+  CHECK(three[2].expert == 4);
+  CHECK(three[2].weight == doctest::Approx(std::exp(-1.0) / (2 + std::exp(-1.0))));
+  CHECK(reference::route(std::vector<float>{NAN, 3.0f}, 1)[0].expert == 1);
 }
 
 namespace {
@@ -363,13 +475,23 @@ void check_attention(Attend attend, int64_t positions, int64_t dim, int64_t quer
   Rng rng(uint32_t(positions * 7 + dim));
   const Cache<T> cache(rng, positions, dim);
   auto q = random_floats(rng, size_t(queries * dim), 0.0f, 1.5f);
-  std::vector<int64_t> visible;
-  for (int64_t i = 0; i < queries; ++i) visible.push_back(std::max<int64_t>(1, positions - i * 3));
+  const auto bias = random_floats(rng, size_t(positions), 0.0f, 2.0f);
+  std::vector<cpu::Sight> sights;  // odd queries have a bias, every third a window of 5
+  for (int64_t i = 0; i < queries; ++i) {
+    const int64_t end = std::max<int64_t>(1, positions - i * 3);
+    sights.push_back({.first = i % 3 == 2 ? std::max<int64_t>(0, end - 5) : 0,
+                      .end = end,
+                      .bias = i % 2 == 1 ? bias.data() : nullptr});
+  }
   std::vector<float> truth(q.size()), y(q.size());
   for (int64_t i = 0; i < queries; ++i) {
-    reference::attention(std::span(q).subspan(size_t(i * dim), size_t(dim)), cache.plain_keys,
-                         cache.plain_values, visible[size_t(i)],
-                         std::span(truth).subspan(size_t(i * dim), size_t(dim)));
+    const cpu::Sight& s = sights[size_t(i)];
+    const auto at = size_t(s.first * dim);
+    reference::attention(
+        std::span(q).subspan(size_t(i * dim), size_t(dim)), std::span(cache.plain_keys).subspan(at),
+        std::span(cache.plain_values).subspan(at),
+        s.bias == nullptr ? std::span<const float>() : std::span(bias).subspan(size_t(s.first)),
+        s.end - s.first, std::span(truth).subspan(size_t(i * dim), size_t(dim)));
   }
   for (float& v : q) v /= std::sqrt(float(dim));
   std::vector<float> out(q.size()), scores(size_t(queries * (chunk + 8)));
@@ -380,7 +502,7 @@ void check_attention(Attend attend, int64_t positions, int64_t dim, int64_t quer
   }
   for (int64_t from = 0; from < positions; from += chunk) {
     attend(q.data(), queries, dim, cpu::KvView<T>{cache.keys.data(), cache.values.data()}, from,
-           std::min(positions, from + chunk), visible.data(), scores.data(), parts.data());
+           std::min(positions, from + chunk), sights.data(), scores.data(), parts.data());
     for (size_t i = 0; i < totals.size(); ++i) cpu::merge(totals[i], parts[i], dim);
   }
   for (int64_t i = 0; i < queries; ++i) {
@@ -418,10 +540,10 @@ TEST_CASE("attention finds the one key that matches") {
       for (int64_t d = 0; d < dim; ++d) values[size_t(t * dim + d)] = float(100 * t + d);
     }
     q[11] = 1e4f;
-    const int64_t visible = positions;
+    const cpu::Sight all{.first = 0, .end = positions};
     cpu::AttentionPart part{0, 0, y.data()};
-    k->attend_f32(q.data(), 1, dim, {keys.data(), values.data()}, 0, positions, &visible,
-                  scores.data(), &part);
+    k->attend_f32(q.data(), 1, dim, {keys.data(), values.data()}, 0, positions, &all, scores.data(),
+                  &part);
     CHECK(part.sum == 1.0f);
     for (int64_t d = 0; d < dim; ++d) CHECK(y[size_t(d)] == float(1100 + d));
   }

@@ -37,8 +37,14 @@ void score_tiles(const float* q, int64_t head_dim, const T* keys, int64_t begin,
   }
 }
 
-/// Scores become exponentials relative to the largest; those from `live` on become 0.
-void softmax(float* scores, int64_t live, int64_t stride, AttentionPart& part) {
+/// Scores become exponentials relative to the largest; those outside [first, live) become 0.
+/// PRECOND: first < live.
+void softmax(float* scores, const float* bias, int64_t first, int64_t live, int64_t stride,
+             AttentionPart& part) {
+  if (bias != nullptr) {
+    for (int64_t t = first; t < live; ++t) scores[t] += bias[t];
+  }
+  std::fill(scores, scores + first, -std::numeric_limits<float>::infinity());
   std::fill(scores + live, scores + stride, -std::numeric_limits<float>::infinity());
   __m256 top = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
   for (int64_t t = 0; t < stride; t += 8) top = _mm256_max_ps(_mm256_loadu_ps(scores + t), top);
@@ -79,16 +85,19 @@ void weigh_values(const float* p, int64_t stride, const T* values, int64_t head_
 
 template <class T, int kQueries>
 void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, int64_t end,
-                 const int64_t* visible, float* scores, AttentionPart* parts) {
+                 const Sight* sights, float* scores, AttentionPart* parts) {
   constexpr int kVectors = kQueries == 1 ? 8 : 2;  // kQueries x kVectors accumulators
   const int64_t stride = (end - begin + kKeyTile - 1) / kKeyTile * kKeyTile;
   score_tiles<T, kQueries>(q, head_dim, kv.keys, begin, end, scores, stride);
   int64_t seen = 0;
   for (int i = 0; i < kQueries; ++i) {
-    const int64_t live = std::clamp<int64_t>(visible[i] - begin, 0, end - begin);
-    seen = std::max(seen, live);
-    if (live > 0) {
-      softmax(scores + i * stride, live, stride, parts[i]);
+    const Sight& sight = sights[i];
+    const int64_t first = std::clamp<int64_t>(sight.first - begin, 0, end - begin);
+    const int64_t live = std::clamp<int64_t>(sight.end - begin, 0, end - begin);
+    if (first < live) {
+      const float* bias = sight.bias == nullptr ? nullptr : sight.bias + begin;
+      softmax(scores + i * stride, bias, first, live, stride, parts[i]);
+      seen = std::max(seen, live);
     } else {
       std::fill_n(scores + i * stride, stride, 0.0f);
       parts[i].top = -std::numeric_limits<float>::infinity();
@@ -116,27 +125,27 @@ void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, 
 
 template <class T>
 void attend(const float* q, int64_t queries, int64_t head_dim, KvView<T> kv, int64_t begin,
-            int64_t end, const int64_t* visible, float* scores, AttentionPart* parts) {
+            int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
   int64_t i = 0;
   for (; i + kTile <= queries; i += kTile) {
-    attend_tile<T, kTile>(q + i * head_dim, head_dim, kv, begin, end, visible + i, scores,
+    attend_tile<T, kTile>(q + i * head_dim, head_dim, kv, begin, end, sights + i, scores,
                           parts + i);
   }
   for (; i < queries; ++i) {
-    attend_tile<T, 1>(q + i * head_dim, head_dim, kv, begin, end, visible + i, scores, parts + i);
+    attend_tile<T, 1>(q + i * head_dim, head_dim, kv, begin, end, sights + i, scores, parts + i);
   }
 }
 
 }  // namespace
 
 void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, int64_t begin,
-                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts) {
-  attend(q, queries, head_dim, kv, begin, end, visible, scores, parts);
+                int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
 }
 
 void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
-                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts) {
-  attend(q, queries, head_dim, kv, begin, end, visible, scores, parts);
+                int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
 }
 
 }  // namespace oq::cpu::avx2

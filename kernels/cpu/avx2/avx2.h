@@ -59,16 +59,21 @@ inline __m256 exp(__m256 x) {
 
 void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
                   int64_t blocks);
+void range(const float* x, int64_t n, float* low, float* high);
+void quantize_row_to(const ActivationGrid& grid, const float* x, int64_t n, int8_t* codes,
+                     float* scales, float* sums, int64_t blocks);
 void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, int64_t tokens,
                  int64_t begin, int64_t end, MutableRows y);
 void packed_exact(const PackedView& w, Rows x, const float* weak_x, int64_t tokens, int64_t begin,
                   int64_t end, MutableRows y);
 void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end, MutableRows y);
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y);
-void silu_gate(const float* gate, const float* up, int64_t n, float* y);
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                float* y);
+void activate(Activation activation, const float* gate, const float* up, int64_t n, float* y);
 void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, int64_t begin,
-                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts);
+                int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
 void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
-                int64_t end, const int64_t* visible, float* scores, AttentionPart* parts);
+                int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
 
 }  // namespace oq::cpu::avx2

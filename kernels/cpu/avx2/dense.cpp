@@ -76,30 +76,6 @@ void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t en
   }
 }
 
-void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
-  __m256 acc = _mm256_setzero_ps();
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 v = _mm256_loadu_ps(x + i);
-    acc = _mm256_fmadd_ps(v, v, acc);
-  }
-  float sum = sum_lanes(acc);
-  for (; i < n; ++i) sum = std::fma(x[i], x[i], sum);
-  const float inv = 1.0f / std::sqrt(sum / float(n) + eps);
-  for (i = 0; i < n; ++i) y[i] = x[i] * inv * weight[i];
-}
-
-void silu_gate(const float* gate, const float* up, int64_t n, float* y) {
-  const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 g = _mm256_loadu_ps(gate + i);
-    const __m256 denominator = _mm256_add_ps(one, exp(_mm256_xor_ps(g, sign)));
-    _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_div_ps(g, denominator), _mm256_loadu_ps(up + i)));
-  }
-  for (; i < n; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
-}
-
 }  // namespace oq::cpu::avx2
 
 namespace oq::cpu {
@@ -109,11 +85,14 @@ const Kernels& avx2_table() {
   static const Kernels kernels = {
       .name = "avx2",
       .quantize_row = quantize_row,
+      .range = range,
+      .quantize_row_to = quantize_row_to,
       .packed_int8 = packed_int8,
       .packed_exact = packed_exact,
       .dense = dense,
       .rms_norm = rms_norm,
-      .silu_gate = silu_gate,
+      .layer_norm = layer_norm,
+      .activate = activate,
       .attend_f16 = attend_f16,
       .attend_f32 = attend_f32,
   };

@@ -17,10 +17,10 @@ namespace {
 
 constexpr int kHalf = kCodeVectors / 2;  ///< vectors of codes that share an activation scale
 
-/// How many products of `maddubs` an int16 holds: each is at most 2 * (2^bits - 1) * 127 in
-/// magnitude. 5 bits: 4 * 2 * 31 * 127 = 31496 < 32768. 7 bits: 2 * 127 * 127 = 32258, just one.
+/// How many products of `maddubs` an int16 holds: each is at most 2 * (2^bits - 1) * 128 in
+/// magnitude. 5 bits: 4 * 2 * 31 * 128 = 31744 < 32768. 7 bits: 2 * 127 * 128 = 32512, just one.
 constexpr int int16_room(int bits) {
-  const int room = 32767 / (2 * ((1 << bits) - 1) * 127);
+  const int room = 32767 / (2 * ((1 << bits) - 1) * 128);
   return room < kHalf ? room : kHalf;
 }
 static_assert(int16_room(5) == 4 && int16_room(6) == 2 && int16_room(7) == 1);
@@ -219,54 +219,6 @@ void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, in
   int64_t m = 0;
   for (; m + kTile <= tokens; m += kTile) kPanels<kTile>[row](w, x, weak_x, m, begin, end, y);
   for (; m < tokens; ++m) kPanels<1>[row](w, x, weak_x, m, begin, end, y);
-}
-
-namespace {
-
-float max_lane(__m256 v) {
-  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-  m = _mm_max_ss(m, _mm_movehdup_ps(m));
-  return _mm_cvtss_f32(m);
-}
-
-/// 16 columns to int32 codes; returns their scale. NaN and Inf give any code and a NaN scale.
-float quantize_columns(const float* x, __m256i q[2]) {
-  const __m256 sign = _mm256_set1_ps(-0.0f), zero = _mm256_setzero_ps();
-  const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
-  const float top = max_lane(_mm256_max_ps(_mm256_andnot_ps(sign, a), _mm256_andnot_ps(sign, b)));
-  const __m256 poison = _mm256_fmadd_ps(a, zero, _mm256_mul_ps(b, zero));
-  const __m256 inv = _mm256_set1_ps(top > 0 ? 127.0f / top : 0.0f);
-  q[0] = _mm256_cvtps_epi32(_mm256_mul_ps(a, inv));
-  q[1] = _mm256_cvtps_epi32(_mm256_mul_ps(b, inv));
-  return top / 127.0f + sum_lanes(poison);
-}
-
-}  // namespace
-
-void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
-                  int64_t blocks) {
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  for (int64_t b = 0; b < blocks; ++b) {
-    alignas(32) float padded[kBlockCols];
-    const float* from = x + b * kBlockCols;
-    if ((b + 1) * kBlockCols > n) {
-      const int64_t live = std::max<int64_t>(0, n - b * kBlockCols);
-      for (int64_t k = 0; k < int64_t(kBlockCols); ++k) padded[k] = k < live ? from[k] : 0.0f;
-      from = padded;
-    }
-    __m256i q[4];
-    sums[b] = 0;
-    for (int h = 0; h < 2; ++h) {
-      const float scale = quantize_columns(from + h * kActCols, q + 2 * h);
-      scales[2 * b + h] = scale;
-      sums[b] += scale * sum_lanes(_mm256_cvtepi32_ps(_mm256_add_epi32(q[2 * h], q[2 * h + 1])));
-    }
-    const __m256i packed =
-        _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + b * kBlockCols),
-                        _mm256_permutevar8x32_epi32(packed, order));
-  }
 }
 
 }  // namespace oq::cpu::avx2

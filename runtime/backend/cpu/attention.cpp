@@ -6,10 +6,7 @@
 namespace oq {
 namespace {
 
-constexpr int64_t kStretch = 256;     ///< positions; its scores and keys stay in the L1 and L2
 constexpr int64_t kTileQueries = 24;  ///< queries per tile at the most, unless a group has more
-
-int64_t stretches(int64_t positions) { return (positions + kStretch - 1) / kStretch; }
 
 }  // namespace
 
@@ -19,10 +16,11 @@ void CpuAttention::make_tiles(const Batch& batch, std::span<const int64_t> runs)
   for (size_t r = 0; r + 1 < runs.size(); ++r) {
     for (int64_t row = runs[r]; row < runs[r + 1]; row += tokens_per_tile) {
       const int64_t n = std::min(tokens_per_tile, runs[r + 1] - row);
-      const auto last = batch.positions.subspan(size_t(row), size_t(n));
-      const int64_t positions = *std::max_element(last.begin(), last.end()) + 1;
+      // Rows of a run stand at consecutive positions.
+      const int64_t first = first_seen(batch.positions[size_t(row)]);
+      const int64_t end = batch.positions[size_t(row + n - 1)] + 1;
       for (int64_t h = 0; h < config_.kv_heads; ++h) {
-        tiles_.push_back({row, n, batch.sequences[size_t(row)], h, positions});
+        tiles_.push_back({row, n, batch.sequences[size_t(row)], h, first, end});
       }
     }
   }
@@ -33,7 +31,7 @@ void CpuAttention::load_queries(const Tile& tile, const Batch& batch, cpu::Rows 
   const int64_t dim = config_.head_dim, queries = tile.tokens * group();
   const float scale = 1.0f / std::sqrt(float(dim));
   s.q.resize(size_t(queries * dim));
-  s.visible.resize(size_t(queries));
+  s.sights.resize(size_t(queries));
   s.part_out.resize(size_t(queries * dim));
   s.scores.resize(size_t(queries * kStretch));
   s.parts.resize(size_t(queries));
@@ -41,23 +39,26 @@ void CpuAttention::load_queries(const Tile& tile, const Batch& batch, cpu::Rows 
     const int64_t row = tile.row + i / group(), head = tile.kv_head * group() + i % group();
     const float* q = qkv.row(row) + head * dim;
     for (int64_t d = 0; d < dim; ++d) s.q[size_t(i * dim + d)] = q[d] * scale;
-    s.visible[size_t(i)] = batch.positions[size_t(row)] + 1;
+    const int64_t position = batch.positions[size_t(row)];
+    s.sights[size_t(i)] = {.first = first_seen(position),
+                           .end = position + 1,
+                           .bias = alibi_ == nullptr ? nullptr : alibi_ + head * config_.context};
     s.parts[size_t(i)] = {0, 0, s.part_out.data() + i * dim};
   }
 }
 
 void CpuAttention::attend(const CpuKvCache& cache, int64_t layer, const Tile& tile, int64_t stretch,
                           Scratch& s) const {
-  const int64_t begin = stretch * kStretch, end = std::min(tile.positions, begin + kStretch);
+  const int64_t begin = stretch * kStretch, end = std::min(tile.end, begin + kStretch);
   const auto queries = int64_t(s.parts.size());
   if (cache.exact()) {
     kernels_.attend_f32(s.q.data(), queries, config_.head_dim,
                         cache.head<float>(layer, tile.sequence, tile.kv_head), begin, end,
-                        s.visible.data(), s.scores.data(), s.parts.data());
+                        s.sights.data(), s.scores.data(), s.parts.data());
   } else {
     kernels_.attend_f16(s.q.data(), queries, config_.head_dim,
                         cache.head<f16>(layer, tile.sequence, tile.kv_head), begin, end,
-                        s.visible.data(), s.scores.data(), s.parts.data());
+                        s.sights.data(), s.scores.data(), s.parts.data());
   }
 }
 
@@ -70,7 +71,7 @@ void CpuAttention::attend_whole(const CpuKvCache& cache, int64_t layer, const Ti
     const int64_t head = tile.kv_head * group() + int64_t(i) % group();
     totals[i] = {0, 0, out.row(row) + head * dim};
   }
-  for (int64_t stretch = 0; stretch < stretches(tile.positions); ++stretch) {
+  for (int64_t stretch = tile.first_stretch(); stretch < tile.end_stretch(); ++stretch) {
     attend(cache, layer, tile, stretch, s);
     for (size_t i = 0; i < totals.size(); ++i) cpu::merge(totals[i], s.parts[i], dim);
   }
@@ -89,7 +90,7 @@ void CpuAttention::attend_split(const CpuKvCache& cache, int64_t layer, const Ba
   std::vector<Piece> pieces;
   int64_t queries = 0;
   for (size_t t = 0; t < tiles_.size(); ++t) {
-    for (int64_t s = 0; s < stretches(tiles_[t].positions); ++s) {
+    for (int64_t s = tiles_[t].first_stretch(); s < tiles_[t].end_stretch(); ++s) {
       pieces.push_back({t, s, queries});
       queries += tiles_[t].tokens * group();
     }
@@ -110,8 +111,8 @@ void CpuAttention::attend_split(const CpuKvCache& cache, int64_t layer, const Ba
   });
   for (const Piece& piece : pieces) {
     const Tile& tile = tiles_[piece.tile];
-    const int64_t n = tile.tokens * group(), count = stretches(tile.positions);
-    if (piece.stretch != 0) continue;
+    const int64_t n = tile.tokens * group(), count = tile.end_stretch() - tile.first_stretch();
+    if (piece.stretch != tile.first_stretch()) continue;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t row = tile.row + i / group(), head = tile.kv_head * group() + i % group();
       cpu::AttentionPart total{0, 0, out.row(row) + head * dim};
@@ -123,8 +124,10 @@ void CpuAttention::attend_split(const CpuKvCache& cache, int64_t layer, const Ba
   }
 }
 
-void CpuAttention::run(const CpuKvCache& cache, int64_t layer, const Batch& batch,
-                       std::span<const int64_t> runs, cpu::Rows qkv, cpu::MutableRows out) {
+void CpuAttention::run(const CpuKvCache& cache, int64_t layer, const float* alibi,
+                       const Batch& batch, std::span<const int64_t> runs, cpu::Rows qkv,
+                       cpu::MutableRows out) {
+  alibi_ = alibi;
   scratch_.resize(size_t(pool_.threads()));
   make_tiles(batch, runs);
   if (int64_t(tiles_.size()) < 4 * pool_.threads()) {

@@ -11,6 +11,7 @@
 #include "runtime/backend/cpu/attention.h"
 #include "runtime/backend/cpu/kv_cache.h"
 #include "runtime/backend/cpu/linear.h"
+#include "runtime/backend/cpu/mlp.h"
 
 namespace oq {
 namespace {
@@ -50,7 +51,11 @@ void read_row(const CpuWeight& w, int64_t row, std::span<float> out) {
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads)
-      : kernels_(cpu::best_kernels()), pool_(threads), linears_(pool_, kernels_) {}
+      : kernels_(cpu::best_kernels()),
+        pool_(threads),
+        linears_(pool_, kernels_),
+        mlps_(pool_, kernels_, linears_),
+        experts_(mlps_, linears_) {}
 
   std::string description() const override {
     return fmt::format("cpu, {}, {} thread{}", kernels_.name, pool_.threads(),
@@ -92,24 +97,42 @@ class CpuBackend final : public Backend {
     }
   }
 
+  void add_positions(const Weight& table, Buffer& x) override;
+
+  void norm(const Norm& norm, Buffer& x) override {
+    if (norm.weight != nullptr) norm_rows(norm, buffer_of(x), buffer_of(x));
+  }
+
+  void linear(const Linear& l, const Buffer& in, Buffer& out) override {
+    linears_.run({&l, 1}, buffer_of(in).rows(), batch_.rows(), {.exact = plan_.exact}, runs_, false,
+                 buffer_of(out).rows());
+  }
+
   void norm_linears(const Norm& norm, const Buffer& x, std::span<const Linear> linears,
                     Buffer& out) override {
-    norm_rows(norm, buffer_of(x).rows(), batch_.rows());
-    linears_.run(linears, std::as_const(*normed_).rows(), batch_.rows(), block_inputs(), runs_,
-                 false, buffer_of(out).rows());
+    linears_.run(linears, normed(norm, x), batch_.rows(), block_inputs(), runs_, false,
+                 buffer_of(out).rows());
   }
 
   void rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv) override;
 
-  void attention(int64_t layer, const Buffer& qkv, Buffer& out) override {
-    attention_->run(*cache_, layer, batch_, runs_, buffer_of(qkv).rows(), buffer_of(out).rows());
+  void attention(int64_t layer, const Weight* alibi, const Buffer& qkv, Buffer& out) override {
+    const float* bias = alibi == nullptr ? nullptr : weight_of(*alibi).floats();
+    attention_->run(*cache_, layer, bias, batch_, runs_, buffer_of(qkv).rows(),
+                    buffer_of(out).rows());
   }
 
-  void norm_gated(const Norm& norm, const Buffer& x, const Linear& gate, const Linear& up,
-                  Activation activation, Buffer& out) override;
+  void norm_mlp(const Norm& norm, const Buffer& x, const Mlp& mlp, Buffer& out) override {
+    mlps_.run(mlp, normed(norm, x), batch_.rows(), block_inputs(), runs_, buffer_of(out).rows());
+  }
 
   void linear_residual(const Linear& l, const Buffer& in, Buffer& x) override {
     linears_.run({&l, 1}, buffer_of(in).rows(), batch_.rows(), block_inputs(), runs_, true,
+                 buffer_of(x).rows());
+  }
+
+  void norm_experts(const Norm& norm, const Experts& experts, Buffer& x) override {
+    experts_.run(experts, normed(norm, x), batch_.rows(), block_inputs(), runs_,
                  buffer_of(x).rows());
   }
 
@@ -133,14 +156,25 @@ class CpuBackend final : public Backend {
             .per_tensor = plan_.scheme.per_tensor};
   }
 
-  void norm_rows(const Norm& norm, cpu::Rows x, int64_t rows) {
+  void norm_row(const Norm& norm, const float* x, int64_t n, float* out) const {
     const float* weight = weight_of(*norm.weight).floats();
-    const cpu::MutableRows out = normed_->rows();
-    pool_.parallel_for(rows, 8, [&](int64_t begin, int64_t end, int) {
+    if (norm.bias == nullptr) return kernels_.rms_norm(x, weight, norm.eps, n, out);
+    kernels_.layer_norm(x, weight, weight_of(*norm.bias).floats(), norm.eps, n, out);
+  }
+
+  void norm_rows(const Norm& norm, const CpuBuffer& from, CpuBuffer& to) {
+    pool_.parallel_for(batch_.rows(), 8, [&](int64_t begin, int64_t end, int) {
       for (int64_t m = begin; m < end; ++m) {
-        kernels_.rms_norm(x.row(m), weight, norm.eps, plan_.config.hidden, out.row(m));
+        norm_row(norm, from.rows().row(m), from.stride, to.rows().row(m));
       }
     });
+  }
+
+  /// norm(x), valid until the next call.
+  cpu::Rows normed(const Norm& norm, const Buffer& x) {
+    if (norm.weight == nullptr) return buffer_of(x).rows();
+    norm_rows(norm, buffer_of(x), *normed_);
+    return std::as_const(*normed_).rows();
   }
 
   void make_rotations(const CpuWeight& inv_freq);
@@ -149,15 +183,27 @@ class CpuBackend final : public Backend {
   const cpu::Kernels& kernels_;
   ThreadPool pool_;
   LinearRunner linears_;
+  MlpRunner mlps_;
+  ExpertRunner experts_;
   Plan plan_;
   std::unique_ptr<CpuKvCache> cache_;
   std::unique_ptr<CpuAttention> attention_;
   std::unique_ptr<CpuBuffer> normed_;
-  std::vector<float> gate_up_, logits_;
+  std::vector<float> head_in_, logits_;
   Batch batch_;
   std::vector<int64_t> runs_;     ///< first rows of consecutive rows of one sequence, and the end
   std::vector<float> rotations_;  ///< [rows][rope_dim / 2] cosines, then as many sines
 };
+
+void CpuBackend::add_positions(const Weight& table, Buffer& x) {
+  const CpuWeight& w = weight_of(table);
+  std::vector<float> row(size_t(w.cols()));
+  for (int64_t m = 0; m < batch_.rows(); ++m) {
+    read_row(w, batch_.positions[size_t(m)], row);
+    float* to = buffer_of(x).rows().row(m);
+    for (size_t i = 0; i < row.size(); ++i) to[i] += row[i];
+  }
+}
 
 /// Cosines and sines of the batch's positions, shared by all heads and layers.
 void CpuBackend::make_rotations(const CpuWeight& inv_freq) {
@@ -208,51 +254,21 @@ void CpuBackend::rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv)
   });
 }
 
-void CpuBackend::norm_gated(const Norm& norm, const Buffer& x, const Linear& gate, const Linear& up,
-                            Activation activation, Buffer& out) {
-  const int64_t n = plan_.config.mlp, rows = batch_.rows();
-  const Linear both[] = {gate, up};
-  norm_rows(norm, buffer_of(x).rows(), rows);
-  gate_up_.resize(size_t(2 * n * rows));
-  linears_.run(both, std::as_const(*normed_).rows(), rows, block_inputs(), runs_, false,
-               {gate_up_.data(), 2 * n});
-  const cpu::MutableRows to = buffer_of(out).rows();
-  const auto apply = [&](float (*f)(float), const float* g, float* y) {
-    for (int64_t i = 0; i < n; ++i) y[i] = f(g[i]) * g[n + i];
-  };
-  pool_.parallel_for(rows, 4, [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; ++m) {
-      const float* g = gate_up_.data() + 2 * n * m;
-      switch (activation) {
-        case Activation::silu:
-          kernels_.silu_gate(g, g + n, n, to.row(m));
-          break;
-        case Activation::gelu:
-          apply(reference::gelu, g, to.row(m));
-          break;
-        case Activation::gelu_tanh:
-          apply(reference::gelu_tanh, g, to.row(m));
-          break;
-        case Activation::relu:
-          apply(reference::relu, g, to.row(m));
-          break;
-      }
-    }
-  });
-}
-
 void CpuBackend::head(const Norm& norm, const Linear& head, const Buffer& x) {
-  const int64_t hidden = plan_.config.hidden;
+  const CpuBuffer& from = buffer_of(x);
   const auto rows = int64_t(batch_.logit_rows.size());
-  const cpu::Rows from = buffer_of(x).rows();
-  const cpu::MutableRows normed = normed_->rows();
-  const float* weight = weight_of(*norm.weight).floats();
+  head_in_.resize(size_t(rows * from.stride));
   for (int64_t i = 0; i < rows; ++i) {
-    kernels_.rms_norm(from.row(batch_.logit_rows[size_t(i)]), weight, norm.eps, hidden,
-                      normed.row(i));
+    const float* row = from.rows().row(batch_.logit_rows[size_t(i)]);
+    float* out = head_in_.data() + i * from.stride;
+    if (norm.weight == nullptr) {
+      std::copy_n(row, from.stride, out);
+    } else {
+      norm_row(norm, row, from.stride, out);
+    }
   }
   logits_.resize(size_t(rows * plan_.config.vocab));
-  linears_.run({&head, 1}, std::as_const(*normed_).rows(), rows, {.exact = plan_.exact}, {}, false,
+  linears_.run({&head, 1}, {head_in_.data(), from.stride}, rows, {.exact = plan_.exact}, {}, false,
                {logits_.data(), plan_.config.vocab});
 }
 

@@ -1,6 +1,8 @@
 #include "runtime/backend/cpu/linear.h"
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "format/bytes.h"
 #include "kernels/reference/ops.h"
@@ -39,9 +41,8 @@ void LinearRunner::take_weak(const CpuWeight& w, int64_t token, Input& input) co
   }
 }
 
-/// The scheme's activation quantization, by value: the range is that of live columns only.
-void LinearRunner::quantize_runs(const CpuWeight& w, const InputMode& mode, int64_t tokens,
-                                 std::span<const int64_t> runs, Input& input) {
+void LinearRunner::quantize_by_value(const CpuWeight& w, const InputMode& mode, int64_t tokens,
+                                     std::span<const int64_t> runs, Input& input) {
   std::vector<int64_t> live;
   for (int64_t k = 0, next = 0; k < w.cols(); ++k) {
     if (next < int64_t(w.weak.size()) && int64_t(w.weak[size_t(next)]) == k) {
@@ -69,27 +70,85 @@ void LinearRunner::quantize_runs(const CpuWeight& w, const InputMode& mode, int6
   }
 }
 
+void LinearRunner::quantize_row(const CpuWeight& w, int64_t token, Input& input) const {
+  cpu::Int8Rows& q = input.int8;
+  const float* row = input.live.data() + token * input.stride;
+  kernels_.quantize_row(row, w.cols(), q.row_codes(token), q.row_scales(token), q.row_sums(token),
+                        q.blocks);
+}
+
+void LinearRunner::quantize_to_grids(const CpuWeight& w, const InputMode& mode, int64_t tokens,
+                                     std::span<const int64_t> runs, Input& input) {
+  std::vector<std::pair<float, float>> ranges(size_t(tokens), {0.0f, 0.0f});
+  const auto row_of = [&](int64_t m) { return input.live.data() + m * input.stride; };
+  const auto fill_weak = [&](int64_t m, float value) {
+    for (uint32_t k : w.weak) row_of(m)[k] = value;
+  };
+  uint32_t live = 0;  // the first column that is not weak
+  while (live < w.weak.size() && w.weak[live] == live) ++live;
+  if (int64_t(live) < w.cols()) {
+    pool_.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
+      for (int64_t m = begin; m < end; ++m) {
+        fill_weak(m, row_of(m)[live]);
+        auto& [low, high] = ranges[size_t(m)];
+        kernels_.range(row_of(m), w.cols(), &low, &high);
+      }
+    });
+  }
+  for (size_t r = 0; mode.per_tensor && r + 1 < runs.size(); ++r) {
+    const auto first = ranges.begin() + runs[r], last = ranges.begin() + runs[r + 1];
+    std::pair<float, float> all = *first;
+    for (auto i = first; i != last; ++i) {
+      all = {std::fmin(all.first, i->first) + 0 * i->first,  // a NaN must not get lost
+             std::fmax(all.second, i->second) + 0 * i->second};
+    }
+    std::fill(first, last, all);
+  }
+  input.grids.resize(size_t(tokens));
+  pool_.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; ++m) {
+      const auto& [low, high] = ranges[size_t(m)];
+      const ActivationGrid& grid = input.grids[size_t(m)] =
+          ActivationGrid::of(low, high, mode.bits);
+      fill_weak(m, grid.offset());  // their codes become 0
+      cpu::Int8Rows& q = input.int8;
+      kernels_.quantize_row_to(grid, row_of(m), w.cols(), q.row_codes(m), q.row_scales(m),
+                               q.row_sums(m), q.blocks);
+    }
+  });
+}
+
 void LinearRunner::prepare(const CpuWeight& w, cpu::Rows x, int64_t tokens, const InputMode& mode,
                            std::span<const int64_t> runs, Input& input) {
   const int64_t cols = w.cols();
-  const bool int8 = w.packed && !mode.exact && mode.bits == 16;
+  const bool integers = mode.integers(w), scheme = mode.bits < 16;
   input.stride = int64_t(round_up(uint64_t(cols), kBlockCols));
   input.live.resize(size_t(tokens * input.stride));
   input.weak.resize(size_t(tokens) * w.weak.size());
-  if (int8) input.int8.resize(tokens, input.stride);
-  const auto prepare_rows = [&](int64_t begin, int64_t end, int) {
+  if (integers) input.int8.resize(tokens, input.stride);
+  pool_.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; ++m) {
       float* row = input.live.data() + m * input.stride;
       std::copy_n(x.row(m), cols, row);
       std::fill(row + cols, row + input.stride, 0.0f);
       take_weak(w, m, input);
-      if (!int8) continue;
-      cpu::Int8Rows& q = input.int8;
-      kernels_.quantize_row(row, cols, q.row_codes(m), q.row_scales(m), q.row_sums(m), q.blocks);
+      if (integers && !scheme) quantize_row(w, m, input);
     }
-  };
-  pool_.parallel_for(tokens, 8, prepare_rows);
-  if (mode.bits < 16) quantize_runs(w, mode, tokens, runs, input);
+  });
+  if (scheme && integers) quantize_to_grids(w, mode, tokens, runs, input);
+  if (scheme && !integers) quantize_by_value(w, mode, tokens, runs, input);
+}
+
+void LinearRunner::make_row_sums(const CpuWeight& w) {
+  std::vector<float> ones(size_t(round_up(uint64_t(w.cols()), kBlockCols)), 0.0f);
+  std::fill_n(ones.begin(), w.cols(), 1.0f);
+  for (uint32_t k : w.weak) ones[k] = 0;
+  const std::vector<float> nothing(w.weak.size(), 0.0f);
+  w.row_sums.resize(size_t(w.rows()));
+  pool_.parallel_for((w.rows() + kUnit - 1) / kUnit, 16, [&](int64_t begin, int64_t end, int) {
+    kernels_.packed_exact(*w.packed, {ones.data(), int64_t(ones.size())}, nothing.data(), 1, begin,
+                          end, {w.row_sums.data(), w.rows()});
+  });
 }
 
 void LinearRunner::run_units(const Task& task, int64_t begin, int64_t end, int64_t tokens,
@@ -101,7 +160,7 @@ void LinearRunner::run_units(const Task& task, int64_t begin, int64_t end, int64
   const cpu::MutableRows to{(residual ? out : y).data + task.column, (residual ? out : y).stride};
   if (!w.packed) {
     kernels_.dense(dense_view(w), {in.live.data(), in.stride}, tokens, first, last, to);
-  } else if (mode.exact || mode.bits < 16) {
+  } else if (mode.exact) {
     kernels_.packed_exact(*w.packed, {in.live.data(), in.stride}, in.weak.data(), tokens, begin,
                           end, to);
   } else {
@@ -109,6 +168,10 @@ void LinearRunner::run_units(const Task& task, int64_t begin, int64_t end, int64
   }
   for (int64_t m = 0; m < tokens; ++m) {
     float* sum = to.row(m);
+    if (mode.bits < 16 && mode.integers(w)) {
+      const float offset = in.grids[size_t(m)].offset();
+      for (int64_t n = first; n < last; ++n) sum[n] += offset * w.row_sums[size_t(n)];
+    }
     if (task.bias != nullptr) {
       for (int64_t n = first; n < last; ++n) sum[n] += task.bias->floats()[n];
     }
@@ -135,6 +198,7 @@ void LinearRunner::run(std::span<const Linear> linears, cpu::Rows x, int64_t tok
       shared = input;
       shared_is_packed = bool(w.packed);
     }
+    if (mode.bits < 16 && mode.integers(w) && w.row_sums.empty()) make_row_sums(w);
     tasks_.push_back({&w, cpu_weight(linears[i].bias), input, units, column});
     units += (w.rows() + kUnit - 1) / kUnit;
     column += w.rows();

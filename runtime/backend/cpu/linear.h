@@ -26,13 +26,18 @@ struct CpuWeight final : Weight {
   const std::byte* data;
   std::optional<PackedView> packed;  ///< of Kind::packed
   std::vector<uint32_t> weak;
+  /// Of each row, the sum of its live weights: what the offset of an ActivationGrid is multiplied
+  /// with. Made by the first linear that needs it.
+  mutable std::vector<float> row_sums;
 };
 
 /// How the inputs of a linear are treated before they meet its weights.
 struct InputMode {
-  bool exact = false;       ///< fp32; otherwise int8 blocks for packed weights
+  bool exact = false;       ///< fp32, quantized by value; otherwise packed weights meet integers
   int bits = 16;            ///< dynamic quantization of the scheme, below 16
   bool per_tensor = false;  ///< one range per sequence instead of per token
+
+  bool integers(const CpuWeight& w) const { return w.packed && !exact; }
 };
 
 /// Runs linears that share an input over the thread pool, preparing that input once for each
@@ -52,6 +57,7 @@ class LinearRunner {
     std::vector<float> live;  ///< [tokens][stride], weak and padding columns 0
     std::vector<float> weak;  ///< [tokens][weak columns]
     cpu::Int8Rows int8;
+    std::vector<ActivationGrid> grids;  ///< [tokens], where the scheme quantizes to integers
     int64_t stride = 0;
   };
   struct Task {
@@ -65,8 +71,13 @@ class LinearRunner {
   void prepare(const CpuWeight& w, cpu::Rows x, int64_t tokens, const InputMode& mode,
                std::span<const int64_t> runs, Input& input);
   void take_weak(const CpuWeight& w, int64_t token, Input& input) const;
-  static void quantize_runs(const CpuWeight& w, const InputMode& mode, int64_t tokens,
-                            std::span<const int64_t> runs, Input& input);
+  void quantize_row(const CpuWeight& w, int64_t token, Input& input) const;
+  /// The scheme's quantization, as integers and by value. Ranges are those of live columns.
+  void quantize_to_grids(const CpuWeight& w, const InputMode& mode, int64_t tokens,
+                         std::span<const int64_t> runs, Input& input);
+  static void quantize_by_value(const CpuWeight& w, const InputMode& mode, int64_t tokens,
+                                std::span<const int64_t> runs, Input& input);
+  void make_row_sums(const CpuWeight& w);
   void run_units(const Task& task, int64_t begin, int64_t end, int64_t tokens,
                  const InputMode& mode, bool residual, cpu::MutableRows y, cpu::MutableRows out);
 
