@@ -5,13 +5,11 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
-#include <string>
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "format/error.h"
+#include "format/memory_file.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -77,15 +75,6 @@ Reader widest_reader() {
   return read_plain;
 }
 
-/// What the system could hand out without swapping.
-size_t available_memory() {
-  std::ifstream info("/proc/meminfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.rfind("MemAvailable:", 0) == 0) return size_t(std::stoull(line.substr(13))) << 10;
-  }
-  return size_t(sysconf(_SC_AVPHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE));
-}
-
 std::byte* map_buffer(size_t bytes, int advice) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) {
@@ -100,7 +89,7 @@ std::byte* map_buffer(size_t bytes, int advice) {
 }  // namespace
 
 BandwidthProbe::BandwidthProbe(int threads) : pool_(threads) {
-  bytes_ = std::min(kBytes, available_memory() / 4 / kPiece * kPiece);
+  bytes_ = std::min<size_t>(kBytes, available_memory() / 4 / kPiece * kPiece);
   if (bytes_ < kLeast) {
     throw Error({.what = "too little memory to measure its bandwidth",
                  .where = "oq-bench",

@@ -1,17 +1,26 @@
 #!/usr/bin/env bash
-# The CPU's table: throughput of SmolLM2-135M at several schemes, as markdown on stdout.
+# The CPU's table: throughput of a model at several schemes, as markdown on stdout. The model is a
+# GGUF, converted to each of them, or a name of `oq-bench --synthetic`: random weights of its shape.
 #
-# usage: bench/cpu.sh MODEL.gguf > bench/results/NAME.md
+# usage: bench/cpu.sh MODEL.gguf|NAME [SCHEME...] > bench/results/NAME.md
 set -euo pipefail
 bin=$(cd "$(dirname "$0")/.." && pwd)/build/release/bin
 source=$1
+shift
+schemes=("$@")
+[ ${#schemes[@]} -gt 0 ] || schemes=(w16a16 w8a16g64 w4a16g64 w3a16g64 w2a16g64)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 echo "# $(basename "$source" .gguf) on $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2- | xargs), $(nproc) cores"
 echo
 echo "\`bench/cpu.sh\`, $(date -u +%F). Medians; every row's read bandwidth was measured in the same run."
-for scheme in w16a16 w8a16g64 w4a16g64 w3a16g64 w2a16g64; do
-  "$bin/oq-convert" "$source" -o "$work/$scheme.oq" --scheme "$scheme" --quiet
+for scheme in "${schemes[@]}"; do
   echo
-  (cd "$work" && "$bin/oq-bench" "$scheme.oq")
+  if [ -f "$source" ]; then
+    "$bin/oq-convert" "$source" -o "$work/$scheme.oq" --scheme "$scheme" --quiet
+    (cd "$work" && "$bin/oq-bench" "$scheme.oq")
+    rm "$work/$scheme.oq"
+  else
+    "$bin/oq-bench" --synthetic "$source" --scheme "$scheme"
+  fi
 done

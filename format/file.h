@@ -23,6 +23,9 @@ enum class Kind : uint8_t { f32 = 1, f16 = 2, bf16 = 3, bytes = 4, packed = 5 };
 
 std::string_view to_string(Kind kind);
 
+/// Bytes that a new file's metadata may come to, unless its writer says otherwise.
+constexpr size_t kMetadataRoom = 16 << 10;
+
 /// One directory entry. A vector is one row; a blob is one row of bytes.
 struct TensorInfo {
   std::string name;
@@ -75,6 +78,7 @@ class File {
   void verify(const TensorInfo& info) const;
 
  private:
+  friend class MemoryFile;  // makes one in anonymous memory (format/memory_file.h)
   File() = default;
   void map();
   void read_header();
@@ -101,7 +105,7 @@ void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadat
 class Writer {
  public:
   /// `max_tensors` reserves the directory; `metadata_room` the bytes that metadata may come to.
-  Writer(std::filesystem::path path, size_t max_tensors, size_t metadata_room = 16 << 10);
+  Writer(std::filesystem::path path, size_t max_tensors, size_t metadata_room = kMetadataRoom);
   ~Writer();
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;

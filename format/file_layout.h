@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "format/file.h"
 
@@ -47,5 +50,31 @@ struct Entry {
   uint8_t reserved[17];  ///< 0
 };
 static_assert(sizeof(Entry) == 128);
+
+/// Where the directory starts behind a metadata region with two halves of `metadata_room` bytes.
+uint64_t directory_offset(uint64_t metadata_room);
+/// Where the first tensor may start.
+uint64_t data_offset(uint64_t metadata_room, size_t max_tensors);
+
+/// Gives a tensor its offset, the first that is free from `position` on, and its size; returns the
+/// position behind it. Throws oq::Error on a name that cannot be stored and on an unusable size.
+uint64_t place(TensorInfo& info, uint64_t position, const std::string& file);
+
+/// Everything before the tensors, ready to be written.
+struct Front {
+  Header header;
+  std::vector<std::byte> metadata;  ///< at header.metadata_offset
+  std::vector<Entry> directory;     ///< at header.directory_offset
+};
+
+/// PRECOND: `tensors` are placed and have their CRCs; the last ends at `data_end`. Throws oq::Error
+/// when the metadata is larger than its room.
+Front make_front(const Metadata& metadata, uint64_t metadata_room,
+                 std::span<const TensorInfo> tensors, uint64_t data_end, const std::string& file);
+
+/// Sets the header's own checksum.
+void seal(Header& header);
+
+Error metadata_too_large(const std::string& file, size_t bytes, uint64_t room);
 
 }  // namespace oq::disk

@@ -17,48 +17,6 @@ namespace {
 
 constexpr uint64_t kHeaderBytes = sizeof(disk::Header);
 
-disk::Entry entry_of(const TensorInfo& t) {
-  disk::Entry e{};
-  t.name.copy(e.name, sizeof(e.name) - 1);
-  e.rows = t.rows;
-  e.cols = t.cols;
-  e.offset = t.offset;
-  e.bytes = t.bytes;
-  e.crc = t.crc;
-  e.kind = uint8_t(t.kind);
-  if (t.kind == Kind::packed) {
-    e.group = t.packing.group;
-    e.weak_columns = t.packing.weak_columns;
-    e.zero = t.packing.zero;
-    e.bits = t.packing.bits;
-    e.five_levels = t.packing.five_levels;
-    e.zero_mode = uint8_t(t.packing.zero_mode);
-    e.weak_bf16 = t.packing.weak_bf16;
-  }
-  return e;
-}
-
-uint64_t directory_offset(uint64_t metadata_room) {
-  return round_up(kHeaderBytes + 2 * metadata_room, 64);
-}
-
-uint64_t data_offset(uint64_t metadata_room, size_t max_tensors) {
-  return round_up(directory_offset(metadata_room) + max_tensors * sizeof(disk::Entry),
-                  disk::kDataAlign);
-}
-
-void seal(disk::Header& h) {
-  h.header_crc = crc32c({reinterpret_cast<const std::byte*>(&h), sizeof(h) - 4});
-}
-
-Error metadata_too_large(const std::filesystem::path& path, size_t bytes, uint64_t room) {
-  return Error({.what = "metadata does not fit its region",
-                .where = path.string(),
-                .expected = fmt::format("at most {} bytes", room),
-                .found = std::to_string(bytes),
-                .hint = "shorten the values"});
-}
-
 /// The whole of `data` at `offset`; false with errno set otherwise.
 bool pwrite_fully(int fd, std::span<const std::byte> data, uint64_t offset) {
   while (!data.empty()) {
@@ -112,7 +70,7 @@ Writer::Writer(std::filesystem::path path, size_t max_tensors, size_t metadata_r
       part_(path_.string() + ".part"),
       max_tensors_(max_tensors),
       metadata_room_(round_up(metadata_room, 64)),
-      position_(data_offset(metadata_room_, max_tensors)) {
+      position_(disk::data_offset(metadata_room_, max_tensors)) {
   std::error_code ignored;
   if (std::filesystem::exists(path_, ignored) &&
       !std::filesystem::is_regular_file(path_, ignored)) {
@@ -161,23 +119,13 @@ void Writer::add(TensorInfo info, std::span<const std::byte> data) {
 }
 
 void Writer::begin(TensorInfo info) {
-  const std::string where = path_.string() + ", tensor '" + info.name + "'";
   if (open_tensor_ || tensors_.size() == max_tensors_) {
     throw Error({.what = open_tensor_ ? "the tensor before it was not ended"
                                       : "more tensors than the directory has room for",
-                 .where = where,
+                 .where = path_.string() + ", tensor '" + info.name + "'",
                  .expected = fmt::format("at most {}", max_tensors_)});
   }
-  if (info.name.empty() || info.name.size() >= sizeof(disk::Entry::name) ||
-      info.name.find('\0') != std::string::npos) {
-    throw Error({.what = "tensor's name cannot be stored",
-                 .where = where,
-                 .expected = fmt::format("1..{} bytes", sizeof(disk::Entry::name) - 1),
-                 .found = std::to_string(info.name.size())});
-  }
-  info.offset = round_up(position_, disk::kTensorAlign);
-  info.bytes = info.expected_bytes();
-  info.crc = 0;
+  disk::place(info, position_, path_.string());
   position_ = info.offset;
   written_ = 0;
   open_tensor_ = true;
@@ -210,32 +158,12 @@ void Writer::end() {
 }
 
 void Writer::finish() {
-  const std::vector<std::byte> encoded = metadata.encode();
-  if (encoded.size() > metadata_room_) {
-    throw metadata_too_large(path_, encoded.size(), metadata_room_);
-  }
-  std::vector<disk::Entry> entries;
-  entries.reserve(tensors_.size());
-  for (const TensorInfo& t : tensors_) entries.push_back(entry_of(t));
-  const auto directory = std::as_bytes(std::span(entries));
-
-  disk::Header h{};
-  std::memcpy(h.magic, disk::kMagic, sizeof(h.magic));
-  h.version_major = kVersionMajor;
-  h.version_minor = kVersionMinor;
-  h.tensor_count = uint32_t(entries.size());
-  h.file_bytes = round_up(position_, disk::kDataAlign);
-  h.metadata_offset = kHeaderBytes;
-  h.metadata_bytes = uint32_t(encoded.size());
-  h.metadata_capacity = uint32_t(metadata_room_);
-  h.metadata_crc = crc32c(encoded);
-  h.directory_offset = directory_offset(metadata_room_);
-  h.directory_crc = crc32c(directory);
-  seal(h);
-
+  const disk::Front front =
+      disk::make_front(metadata, metadata_room_, tensors_, position_, path_.string());
+  const disk::Header& h = front.header;
   if (ftruncate(fd_, off_t(h.file_bytes)) != 0) throw io_error("cannot be extended");
-  pwrite_all(encoded, h.metadata_offset);
-  pwrite_all(directory, h.directory_offset);
+  pwrite_all(front.metadata, h.metadata_offset);
+  pwrite_all(std::as_bytes(std::span(front.directory)), h.directory_offset);
   pwrite_all(std::as_bytes(std::span(&h, 1)), 0);  // last: without it nothing loads
   if (fsync(fd_) != 0) throw io_error("cannot be flushed to disk");
   File::open(part_)->verify();
@@ -262,7 +190,7 @@ void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadat
   std::vector<std::byte> encoded = metadata.encode();
   const size_t encoded_bytes = encoded.size();
   if (encoded_bytes > h.metadata_capacity) {
-    throw metadata_too_large(path, encoded_bytes, h.metadata_capacity);
+    throw disk::metadata_too_large(path.string(), encoded_bytes, h.metadata_capacity);
   }
   encoded.resize(h.metadata_capacity);  // with zeros over what an interrupted edit left there
   const uint32_t old_offset = h.metadata_offset;
@@ -271,7 +199,7 @@ void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadat
                           : uint32_t(kHeaderBytes);
   h.metadata_bytes = uint32_t(encoded_bytes);
   h.metadata_crc = crc32c(std::span(encoded).first(encoded_bytes));
-  seal(h);
+  disk::seal(h);
   if (!pwrite_fully(fd, encoded, h.metadata_offset) || fsync(fd) != 0) {
     throw fail("metadata cannot be written");
   }

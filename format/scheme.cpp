@@ -90,4 +90,23 @@ std::string Scheme::str() const {
   return s;
 }
 
+Packing packing_of(const Scheme& scheme) {
+  Packing p;
+  p.bits = uint8_t(scheme.weight_bits);
+  p.five_levels = scheme.five_levels;
+  p.group = scheme.group;
+  if (scheme.symmetric) {
+    p.zero_mode = ZeroMode::constant;
+    p.zero = int16_t(scheme.five_levels ? 2 : (1 << (scheme.weight_bits - 1)) - 1);
+  }
+  return p;
+}
+
+Packing head_packing(int bits) {
+  Packing p;
+  p.bits = uint8_t(bits);
+  p.group = 64;
+  return p;
+}
+
 }  // namespace oq

@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include "format/packed.h"
+
 namespace oq {
 
 /// The one name of a format: `w<B>[*][s] a<B>[t] [g<G>] [q<B>] [kv<B>]`, written together, as in
@@ -28,5 +30,12 @@ struct Scheme {
 
   friend bool operator==(const Scheme&, const Scheme&) = default;
 };
+
+/// How a scheme's weights are packed: zero points of code width, or the constant in the middle of
+/// the codes. PRECOND: it quantizes weights.
+Packing packing_of(const Scheme& scheme);
+
+/// How embedding and head are packed: `bits` wide, asymmetric, groups of 64.
+Packing head_packing(int bits);
 
 }  // namespace oq
