@@ -17,6 +17,13 @@ void add(std::vector<ChatPiece>& out, std::string_view text, bool is_message = f
   }
 }
 
+/// From the left, never inside of what it has put there.
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) {
+    text.replace(at, from.size(), to);
+  }
+}
+
 /// A template is known by strings that its Jinja source has, and others that it has not. The first
 /// row that fits names it.
 struct Fingerprint {
@@ -42,6 +49,18 @@ const std::vector<Fingerprint>& fingerprints() {
        {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "| trim"},
        {"You are", "tools"}},
       {"llama2", {"[INST]", "[/INST]", "<<SYS>>", "content.strip()"}, {}},
+      {"mistral-v0.1",
+       {"'[INST] ' + message['content'] + ' [/INST]'", "message['content'] + eos_token + ' '"},
+       {"<<SYS>>", "tools", "' ' + message['content'] + eos_token"}},
+      {"mistral-spaced",
+       {R"(" [INST] " + message["content"] + " [/INST]")",
+        R"(" " + message["content"] + eos_token)"},
+       {"<<SYS>>", "tools"}},
+      {"mistral-v0.3",
+       {R"("[INST] " + message["content"] + "[/INST]")",
+        R"(" " + message["content"]|trim + eos_token)"},
+       {"<<SYS>>", R"(" [INST])"}},
+      {"falcon", {"User: ' + message['content'].strip().replace(", "Assistant:' }}"}, {}},
       {"mistral",
        {"'[INST] ' + message['content'] + ' [/INST]'", "message['content'] + eos_token"},
        {"<<SYS>>", "tools", "' ' + message['content'] + eos_token",
@@ -61,8 +80,9 @@ const std::vector<Fingerprint>& fingerprints() {
 
 }  // namespace
 
-/// All templates. Sources: the checkpoints' own chat templates; FastChat for vicuna; Stanford
-/// Alpaca's prompt for alpaca. "plain" is ours, for models that were never taught a format.
+/// All templates. Sources: the checkpoints' own chat templates; FastChat for vicuna and Stanford
+/// Alpaca's prompt for alpaca, which came without one. "plain" is ours, for models that were never
+/// taught a format.
 struct ChatTemplate::Table {
   std::vector<ChatTemplate> rows;
 
@@ -87,6 +107,7 @@ struct ChatTemplate::Table {
     t.add_like(chatml, "qwen2.5",
                "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.");
     t.add_llamas();
+    t.add_mistrals();
     t.add_text_templates();
     return t;
   }
@@ -105,7 +126,7 @@ struct ChatTemplate::Table {
     llama2.assistant_ = {" ", " </s>"};
     llama2.answer_lead_ = " ";
     llama2.system_in_user_ = true;
-    llama2.trims_ = true;
+    llama2.trim_ = Trim::all;
     llama2.stop_tokens_ = {"</s>"};
     rows.push_back(llama2);
 
@@ -116,7 +137,7 @@ struct ChatTemplate::Table {
     llama3.user_ = {"<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"};
     llama3.assistant_ = {"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"};
     llama3.answer_open_ = llama3.assistant_.open;
-    llama3.trims_ = true;
+    llama3.trim_ = Trim::all;
     llama3.stop_tokens_ = {"<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"};
     rows.push_back(llama3);
 
@@ -129,9 +150,14 @@ struct ChatTemplate::Table {
         "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n";
     dated.always_system_ = true;
     rows.push_back(dated);
+  }
 
+  /// Mistral's checkpoints of one format differ in their spaces, and so do revisions of one
+  /// checkpoint. Where a template writes a system message into the last turn (v0.3), it stands here
+  /// in the first, so that a cache can hold what was said.
+  void add_mistrals() {
     ChatTemplate mistral;
-    mistral.name_ = "mistral";
+    mistral.name_ = "mistral";  // Mixtral and v0.2 as first published
     mistral.start_ = "<s>";
     mistral.system_ = {"", "\n\n"};
     mistral.user_ = {"[INST] ", " [/INST]"};
@@ -139,6 +165,24 @@ struct ChatTemplate::Table {
     mistral.system_in_user_ = true;
     mistral.stop_tokens_ = {"</s>"};
     rows.push_back(mistral);
+
+    ChatTemplate first = mistral;
+    first.name_ = "mistral-v0.1";
+    first.assistant_.close = "</s> ";
+    rows.push_back(first);
+
+    ChatTemplate spaced = mistral;  // v0.1, v0.2 and Mixtral since the summer of 2024
+    spaced.name_ = "mistral-spaced";
+    spaced.user_.open = " [INST] ";
+    spaced.assistant_.open = " ";
+    spaced.answer_lead_ = " ";
+    rows.push_back(spaced);
+
+    ChatTemplate third = spaced;
+    third.name_ = "mistral-v0.3";
+    third.user_ = {"[INST] ", "[/INST]"};
+    third.trim_ = Trim::answers;
+    rows.push_back(third);
   }
 
   void add_text_templates() {
@@ -150,6 +194,18 @@ struct ChatTemplate::Table {
     zephyr.answer_open_ = zephyr.assistant_.open;
     zephyr.stop_tokens_ = {"</s>"};
     rows.push_back(zephyr);
+
+    ChatTemplate falcon;
+    falcon.name_ = "falcon";
+    falcon.user_.open = "\n\nUser: ";
+    falcon.assistant_.open = "\n\nAssistant: ";
+    falcon.answer_open_ = "\n\nAssistant:";
+    falcon.answer_lead_ = " ";
+    falcon.trim_ = Trim::all;
+    falcon.joins_lines_ = true;
+    falcon.stop_tokens_ = {"<|endoftext|>"};
+    falcon.stop_strings_ = {"\nUser:"};
+    rows.push_back(falcon);
 
     ChatTemplate vicuna;
     vicuna.name_ = "vicuna";
@@ -261,10 +317,27 @@ std::vector<ChatPiece> ChatTemplate::render_next(std::span<const ChatMessage> me
   return out;
 }
 
+/// A message's words as the template writes them; `leads`: others stand before them in its turn.
+std::string ChatTemplate::shown(const ChatMessage& message, bool leads) const {
+  std::string_view words = message.text;
+  const bool trims =
+      trim_ == Trim::all || (trim_ == Trim::answers && message.role == ChatRole::assistant);
+  if (trims) {
+    words.remove_suffix(trailing_space(words));
+    if (!leads) words.remove_prefix(leading_space(words));
+  }
+  std::string text(words);
+  if (joins_lines_ && message.role != ChatRole::system) {
+    replace_all(text, "\r\n", "\n");
+    replace_all(text, "\n\n", "\n");
+  }
+  return text;
+}
+
 void ChatTemplate::render_from(std::span<const ChatMessage> messages, size_t first,
                                bool open_answer, std::vector<ChatPiece>& out) const {
   for (size_t i = first; i < messages.size(); ++i) {
-    const auto& [role, text] = messages[i];
+    const ChatRole role = messages[i].role;
     if (role == ChatRole::system && system_in_user_) {
       if (i == 0) continue;  // its user's turn writes it
       throw Error({.what = "chat template '" + std::string(name_) +
@@ -278,12 +351,7 @@ void ChatTemplate::render_from(std::span<const ChatMessage> messages, size_t fir
       add(out, messages[0].text, true);
       add(out, system_.close);
     }
-    std::string_view shown = text;
-    if (trims_) {
-      shown.remove_suffix(trailing_space(shown));
-      if (!leads) shown.remove_prefix(leading_space(shown));
-    }
-    add(out, shown, true);
+    add(out, shown(messages[i], leads), true);
     add(out, turn(role).close);
   }
   if (open_answer) add(out, answer_open_);

@@ -69,8 +69,10 @@ class ChatTemplate {
   struct Turn {
     std::string_view open, close;
   };
+  enum class Trim { nothing, answers, all };
 
   const Turn& turn(ChatRole role) const;
+  std::string shown(const ChatMessage& message, bool leads) const;
   void render_from(std::span<const ChatMessage> messages, size_t first, bool open_answer,
                    std::vector<ChatPiece>& out) const;
 
@@ -83,7 +85,8 @@ class ChatTemplate {
   bool always_system_ = false;       ///< there is a system turn even with no text for it
   bool system_in_user_ = false;      ///< the system message stands inside the first user's turn
   bool bos_first_ = false;
-  bool trims_ = false;  ///< messages lose the white space around them
+  Trim trim_ = Trim::nothing;  ///< which messages lose the white space around them
+  bool joins_lines_ = false;   ///< CRLF becomes LF, then two LF one, but in the system message
   std::vector<std::string_view> stop_tokens_, stop_strings_;
 };
 

@@ -99,11 +99,7 @@ void SentencePieceTokenizer::encode_part(std::string_view text, std::vector<int3
 }
 
 std::string SentencePieceTokenizer::token_bytes(int32_t id) const {
-  if (id < 0 || id >= vocab_size()) {
-    throw Error({.what = "no such token",
-                 .expected = "0 to " + std::to_string(vocab_size() - 1),
-                 .found = std::to_string(id)});
-  }
+  check_id(id);
   if (id >= model_size_) {
     const int32_t i = id - model_size_;
     return extra_.kind(i).type == TokenType::special ? std::string() : std::string(extra_.bytes(i));
@@ -118,6 +114,11 @@ std::string SentencePieceTokenizer::token_bytes(int32_t id) const {
     }
   }
   return text;
+}
+
+std::string SentencePieceTokenizer::token_name(int32_t id) const {
+  check_id(id);
+  return id < model_size_ ? processor_->IdToPiece(id) : std::string(extra_.bytes(id - model_size_));
 }
 
 int32_t SentencePieceTokenizer::find_token(std::string_view name) const {

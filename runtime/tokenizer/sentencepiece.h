@@ -29,6 +29,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::vector<int32_t> encode_pieces(std::span<const TextPiece> pieces) const override;
   std::string token_bytes(int32_t id) const override;
   int32_t vocab_size() const override { return model_size_ + extra_.size(); }
+  std::string token_name(int32_t id) const override;
   int32_t find_token(std::string_view name) const override;
 
  private:

@@ -28,6 +28,13 @@ void Tokenizer::set_ids(const TokenizerData& data, const std::string& where) {
   stop_ids_ = data.stop_ids;
 }
 
+void Tokenizer::check_id(int32_t id) const {
+  if (id >= 0 && id < vocab_size()) return;
+  throw Error({.what = "no such token",
+               .expected = "0 to " + std::to_string(vocab_size() - 1),
+               .found = std::to_string(id)});
+}
+
 std::unique_ptr<Tokenizer> make_tokenizer(TokenizerData data, const std::string& where) {
   switch (data.kind) {
     case TokenizerData::Kind::bpe:

@@ -45,6 +45,10 @@ class Tokenizer {
 
   virtual int32_t vocab_size() const = 0;
 
+  /// How the vocabulary writes a token, special ones too: what `find_token` takes. Throws oq::Error
+  /// on an id outside the vocabulary.
+  virtual std::string token_name(int32_t id) const = 0;
+
   /// The id of a token by its exact bytes ("<|im_end|>"), or -1.
   virtual int32_t find_token(std::string_view name) const = 0;
 
@@ -64,6 +68,9 @@ class Tokenizer {
   /// Takes over BOS and stop ids; throws oq::Error naming `where` when they are not below
   /// vocab_size().
   void set_ids(const TokenizerData& data, const std::string& where);
+
+  /// Throws oq::Error on an id outside the vocabulary.
+  void check_id(int32_t id) const;
 
   bool adds_space_ = false;  ///< `encode` puts a space before a text
 

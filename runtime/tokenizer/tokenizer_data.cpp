@@ -8,7 +8,7 @@
 namespace oq {
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;  // 1 had add_prefix_space, and neither byte_fallback nor nfc
 constexpr uint8_t kTypeBits = 0x0F, kLstrip = 0x10, kRstrip = 0x20;
 
 const std::array<std::pair<TokenizerData::Kind, const char*>, 3> kKinds = {{
@@ -16,6 +16,19 @@ const std::array<std::pair<TokenizerData::Kind, const char*>, 3> kKinds = {{
     {TokenizerData::Kind::bpe, "bpe"},
     {TokenizerData::Kind::sentencepiece, "sentencepiece"},
 }};
+
+constexpr std::array<const char*, 4> kPrefixSpaces = {"never", "missing", "first", "always"};
+
+PrefixSpace prefix_space_of(const std::string& name, const std::string& where) {
+  for (size_t i = 0; i < kPrefixSpaces.size(); ++i) {
+    if (name == kPrefixSpaces[i]) return PrefixSpace(i);
+  }
+  throw Error({.what = "unknown tokenizer.prefix_space",
+               .where = where,
+               .expected = "never, missing, first or always",
+               .found = "'" + name + "'",
+               .hint = "a newer version of OQ may know it"});
+}
 
 TokenizerData::Kind kind_of(const std::string& name, const std::string& where) {
   for (const auto& [kind, known] : kKinds) {
@@ -78,7 +91,7 @@ Vocabulary TokenizerData::decode_tokens(std::span<const std::byte> bytes,
   for (size_t id = 0; id < count; ++id) {
     const uint8_t kind = in.read<uint8_t>();
     const uint8_t type = kind & kTypeBits;
-    if (type > uint8_t(TokenType::unused) || (kind & ~(kTypeBits | kLstrip | kRstrip)) != 0) {
+    if (type > uint8_t(TokenType::byte) || (kind & ~(kTypeBits | kLstrip | kRstrip)) != 0) {
       throw Error({.what = "token " + std::to_string(id) + " is of an unknown kind",
                    .where = where,
                    .found = std::to_string(kind)});
@@ -126,8 +139,10 @@ void TokenizerData::store(Writer& writer) const {
     m.set("tokenizer.unk", int64_t(unk));
     m.set("tokenizer.patterns", patterns);
     m.set("tokenizer.byte_patterns", byte_patterns);
-    m.set("tokenizer.add_prefix_space", add_prefix_space);
+    m.set("tokenizer.prefix_space", std::string(kPrefixSpaces[size_t(prefix_space)]));
     m.set("tokenizer.ignore_merges", ignore_merges);
+    m.set("tokenizer.byte_fallback", byte_fallback);
+    m.set("tokenizer.nfc", nfc);
   } else {
     add_blob(writer, "tokenizer.model", std::as_bytes(std::span(model)));
   }
@@ -135,19 +150,19 @@ void TokenizerData::store(Writer& writer) const {
   if (kind == Kind::bpe) add_blob(writer, "tokenizer.merges", encode_merges(merges));
 }
 
-TokenizerData TokenizerData::load(const File& file) {
-  const Metadata& m = file.metadata();
+TokenizerData TokenizerData::load(const File& file, const Metadata& m) {
   const std::string where = file.path().string();
   TokenizerData data;
   data.chat_template = m.get_or<std::string>("chat.template", "");
   data.chat_template_hash = m.get_or<std::string>("chat.template_hash", "");
   data.kind = kind_of(m.get_or<std::string>("tokenizer.kind", "none"), where);
   if (data.kind == Kind::none) return data;
-  if (const int64_t v = m.get<int64_t>("tokenizer.version"); v != kVersion) {
+  const int64_t version = m.get<int64_t>("tokenizer.version");
+  if (version < 1 || version > kVersion) {
     throw Error({.what = "tokenizer.version is not one that this OQ knows",
                  .where = where,
-                 .expected = std::to_string(kVersion),
-                 .found = std::to_string(v),
+                 .expected = "1 to " + std::to_string(kVersion),
+                 .found = std::to_string(version),
                  .hint = "use a newer OQ, or convert the checkpoint again"});
   }
   data.bos = id_of(m, "tokenizer.bos");
@@ -161,8 +176,14 @@ TokenizerData TokenizerData::load(const File& file) {
     data.unk = id_of(m, "tokenizer.unk");
     data.patterns = m.get<std::vector<std::string>>("tokenizer.patterns");
     data.byte_patterns = m.get<std::vector<std::string>>("tokenizer.byte_patterns");
-    data.add_prefix_space = m.get<bool>("tokenizer.add_prefix_space");
     data.ignore_merges = m.get<bool>("tokenizer.ignore_merges");
+    if (version == 1) {
+      if (m.get<bool>("tokenizer.add_prefix_space")) data.prefix_space = PrefixSpace::missing;
+    } else {
+      data.prefix_space = prefix_space_of(m.get<std::string>("tokenizer.prefix_space"), where);
+      data.byte_fallback = m.get<bool>("tokenizer.byte_fallback");
+      data.nfc = m.get<bool>("tokenizer.nfc");
+    }
     data.merges = decode_merges(blob(file, "tokenizer.merges"), where + ": tokenizer.merges");
   } else {
     const auto bytes = blob(file, "tokenizer.model");

@@ -12,6 +12,14 @@
 
 namespace oq {
 
+/// Which texts get a space before them. A text here is what stands between two special tokens.
+enum class PrefixSpace {
+  never,
+  missing,  ///< all that do not start with one
+  first,    ///< likewise, but only at the very beginning
+  always,   ///< all, whatever they start with
+};
+
 /// A tokenizer as importers make it and as .oq stores it. format/SPEC.md, "Tokenizers", has the
 /// metadata keys and the layout of the blobs.
 struct TokenizerData {
@@ -21,8 +29,12 @@ struct TokenizerData {
   Vocabulary tokens;  ///< need not be indexed
   std::vector<Merge> merges;
   std::vector<std::string> patterns, byte_patterns;
-  bool add_prefix_space = false;
+  PrefixSpace prefix_space = PrefixSpace::never;
   bool ignore_merges = false;
+  /// BPE over characters, as sentencepiece has it, and not over bytes: a character without a token
+  /// becomes those of its bytes, and U+2581 in a text is a space.
+  bool byte_fallback = false;
+  bool nfc = false;  ///< texts are brought into Normalization Form C first
   std::string model;
   int32_t bos = -1;
   bool adds_bos = false;
@@ -34,7 +46,9 @@ struct TokenizerData {
   void store(Writer& writer) const;
   /// Throws oq::Error when something is missing or damaged; what the ids say to each other is
   /// checked by `make_tokenizer`.
-  static TokenizerData load(const File& file);
+  static TokenizerData load(const File& file) { return load(file, file.metadata()); }
+  /// The same with other metadata than the file's own: to try an edit before it is made.
+  static TokenizerData load(const File& file, const Metadata& metadata);
 
   /// The three blobs, and back. Parsing throws oq::Error on anything but what the encoder wrote.
   static std::vector<std::byte> encode_tokens(const Vocabulary& tokens);

@@ -12,7 +12,8 @@ enum class TokenType : uint8_t {
   normal = 0,   ///< a part of text, reached by merges
   special = 1,  ///< control: stands for no text; recognised in text only where that is asked for
   added = 2,    ///< text that is always recognised before anything else
-  unused = 3,   ///< a hole in the ids
+  unused = 3,   ///< a hole in the ids, or a token that no text leads to
+  byte = 4,     ///< one byte of a character that has no token (TokenizerData::byte_fallback)
 };
 
 struct TokenKind {
@@ -21,7 +22,7 @@ struct TokenKind {
   bool rstrip = false;  ///< and the white space after it
 };
 
-/// The tokens of a byte-level vocabulary by id, as the bytes they stand for: all in one buffer,
+/// The tokens of a BPE vocabulary by id, as the bytes they stand for: all in one buffer,
 /// with a hash index of ids, about 20 bytes a token.
 class Vocabulary {
  public:

@@ -122,13 +122,18 @@ TEST_CASE("patterns cut words, one after the other") {
   CHECK(make(data)->encode("ab\xC3\xA9", false) == Ids{'a', 'b', 0xC3, 0xA9});
 }
 
-TEST_CASE("add_prefix_space and ignore_merges") {
+TEST_CASE("prefix space and ignore_merges") {
   auto data = oq::test::small_bpe();
-  data.add_prefix_space = true;
+  data.prefix_space = oq::PrefixSpace::missing;
   CHECK(make(data)->encode("a", false) == Ids{260});
   CHECK(make(data)->encode(" a", false) == Ids{260});
   CHECK(make(data)->encode("", false) == Ids{});
   CHECK(make(data)->encode("a<s>a", true) == Ids{260, 262, 260});
+  data.prefix_space = oq::PrefixSpace::first;
+  CHECK(make(data)->encode("a<s>a", true) == Ids{260, 262, 'a'});
+  CHECK(make(data)->encode("<s>a", true) == Ids{262, 'a'});
+  data.prefix_space = oq::PrefixSpace::always;
+  CHECK(make(data)->encode(" a<s>a", true) == Ids{' ', 260, 262, 260});
   data = oq::test::small_bpe();
   data.tokens.add("cab", {});  // no merge makes it
   CHECK(make(data)->encode("cab", false) == Ids{'c', 256});
@@ -241,7 +246,9 @@ TEST_CASE("metadata of the wrong kind is refused") {
   };
   refused("tokenizer.kind", std::string("wordpiece"));
   refused("tokenizer.kind", std::string("sentencepiece"));  // there is no model
-  refused("tokenizer.version", int64_t(2));
+  refused("tokenizer.version", int64_t(3));
+  refused("tokenizer.prefix_space", std::string("sometimes"));
+  refused("tokenizer.nfc", int64_t(1));
   refused("tokenizer.bos", int64_t(1) << 40);
   refused("tokenizer.stop_ids", std::vector<int64_t>{int64_t(1) << 40});
   refused("tokenizer.patterns", std::string("a"));

@@ -43,11 +43,13 @@ std::string trimmed(std::string_view s) {
 
 TEST_CASE("templates render what Jinja renders, and are recognised") {
   const json golden = oq::convert::read_json(oq::test::golden("chat.json"));
-  REQUIRE(golden.size() >= 8);
+  CHECK(golden.size() == ChatTemplate::names().size());
   for (const json& entry : golden) {
     const auto name = entry["name"].get<std::string>();
     CAPTURE(name);
-    CHECK(ChatTemplate::recognise(entry["jinja"].get<std::string>()) == name);
+    if (entry["published"].get<bool>()) {
+      CHECK(ChatTemplate::recognise(entry["jinja"].get<std::string>()) == name);
+    }
     for (const json& r : entry["renders"]) {
       CAPTURE(r.dump());
       const auto pieces = ChatTemplate::named(name).render(messages_of(r["messages"]),

@@ -14,14 +14,20 @@ using Ids = std::vector<int32_t>;
 
 std::string show(const Ids& ids) { return json(ids).dump(); }
 
-/// Holds one vocabulary to its ids; `parses` where the library recognises special tokens.
-void check_golden(const std::string& name, bool parses) {
-  auto data = oq::test::vocabulary(name);
+struct Golden {
+  const char *vocabulary, *ids;  ///< see tests/tokenizer/vocabularies.h; the file ids_*.json
+  bool parses = true;            ///< the library recognises special tokens
+  bool whole = false;            ///< every text comes back, but for U+2581
+};
+
+/// Holds one vocabulary to its ids.
+void check_golden(const Golden& g) {
+  auto data = oq::test::vocabulary(g.vocabulary);
   if (!data) return;
-  const bool whole_bytes = name == "gpt2" || name == "llama2";
-  const auto tokenizer = oq::make_tokenizer(std::move(*data), name);
+  const auto tokenizer = oq::make_tokenizer(std::move(*data), g.vocabulary);
   const json strings = oq::convert::read_json(oq::test::golden("tokenizer/strings.json"));
-  const json rows = oq::convert::read_json(oq::test::golden("tokenizer/ids_" + name + ".json"));
+  const json rows =
+      oq::convert::read_json(oq::test::golden("tokenizer/ids_" + std::string(g.ids) + ".json"));
   REQUIRE(strings.size() >= 500);
   REQUIRE(rows.size() == strings.size());
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -30,8 +36,8 @@ void check_golden(const std::string& name, bool parses) {
     const Ids plain = rows[i].contains("plain") ? rows[i]["plain"].get<Ids>() : ids;
     CAPTURE(strings[i].dump());
     CHECK(show(tokenizer->encode(text, false)) == show(plain));
-    if (parses) CHECK(show(tokenizer->encode(text, true)) == show(ids));
-    if (whole_bytes && text.find("\xE2\x96\x81") == std::string::npos) {
+    if (g.parses) CHECK(show(tokenizer->encode(text, true)) == show(ids));
+    if (g.whole && text.find("\xE2\x96\x81") == std::string::npos) {
       CHECK(tokenizer->decode(plain) == text);
     }
   }
@@ -58,13 +64,54 @@ void check_round_trip(const std::string& name) {
 }  // namespace
 
 TEST_SUITE("data") {
-  TEST_CASE("ids of SmolLM2 are those of tokenizers") { check_golden("smollm2", true); }
-  TEST_CASE("ids of GPT-2 are those of tokenizers") { check_golden("gpt2", true); }
-  TEST_CASE("ids of Falcon are those of tokenizers") { check_golden("falcon", true); }
-  TEST_CASE("ids of LLaMA-2 are those of sentencepiece") { check_golden("llama2", false); }
+  TEST_CASE("ids of SmolLM2 are those of tokenizers") { check_golden({"smollm2", "smollm2"}); }
+  TEST_CASE("ids of GPT-2 are those of tokenizers") {
+    check_golden({.vocabulary = "gpt2", .ids = "gpt2", .whole = true});
+  }
+  TEST_CASE("ids of Falcon are those of tokenizers, from GGUF and tokenizer.json") {
+    check_golden({"falcon", "falcon"});
+    check_golden({"falcon-json", "falcon"});
+  }
+  TEST_CASE("ids of LLaMA-2 are those of sentencepiece, from tokenizer.model and GGUF") {
+    for (const char* name : {"llama2", "llama2-gguf"}) check_golden({name, "llama2", false, true});
+  }
+  TEST_CASE("ids of OPT, from vocab.json and merges.txt, are those of transformers") {
+    check_golden({.vocabulary = "opt", .ids = "opt", .whole = true});
+    const auto data = oq::test::vocabulary("opt");
+    if (!data) return;
+    CHECK(data->tokens.size() == 50265);
+    CHECK(data->bos == 2);  // </s>
+    CHECK(data->adds_bos);
+    CHECK(data->stop_ids == Ids{2});
+  }
+  TEST_CASE("ids under the rules of BLOOM, Qwen2 and LLaMA-3 are those of tokenizers") {
+    check_golden({.vocabulary = "bloom", .ids = "bloom", .whole = true});
+    check_golden({"qwen2", "qwen2"});
+    check_golden({"llama3", "llama3"});
+  }
+  TEST_CASE("ids of BPE with byte_fallback are those of tokenizers") {
+    check_golden({.vocabulary = "mixtral", .ids = "mixtral", .whole = true});
+    check_golden({"mistral", "mistral"});
+    check_golden({"metaspace", "metaspace"});
+    const auto data = oq::test::vocabulary("mixtral");
+    if (!data) return;
+    CHECK(data->bos == 1);
+    CHECK(data->adds_bos);
+  }
+  TEST_CASE("merges and scores say the same on a whole book") {
+    // LLaMA-2's merges were made from its scores: two ways to the same ids.
+    auto model = oq::test::vocabulary("llama2"), merges = oq::test::vocabulary("mixtral");
+    const auto path = oq::test::data("text/wikitext2-raw.valid.txt");
+    if (!model || !merges || !path) return;
+    const std::string text = oq::test::read_file(*path);
+    const Ids ids = oq::make_tokenizer(std::move(*merges), "mixtral")->encode(text, false);
+    CHECK(ids.size() > 100000);
+    CHECK((ids == oq::make_tokenizer(std::move(*model), "llama2")->encode(text, false)));
+  }
 
   TEST_CASE("real vocabularies go through a file") {
-    for (const char* name : {"smollm2", "gpt2", "falcon", "llama2"}) {
+    for (const char* name :
+         {"smollm2", "gpt2", "falcon", "llama2", "opt", "qwen2", "llama3", "mixtral", "mistral"}) {
       const auto data = oq::test::vocabulary(name);
       if (!data) continue;
       const oq::test::TempDir dir;
@@ -95,5 +142,7 @@ TEST_SUITE("data") {
     check_round_trip("gpt2");
     check_round_trip("falcon");
     check_round_trip("llama2");
+    check_round_trip("opt");
+    check_round_trip("mixtral");
   }
 }

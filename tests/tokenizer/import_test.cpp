@@ -1,13 +1,15 @@
 // tokenizer.json, Hugging Face folders and GGUF metadata, sound and not.
 
+#include <cstdio>
+
 #include <doctest/doctest.h>
 
 #include "runtime/tokenizer/pretokenizer.h"
 #include "tests/gguf_builder.h"
 #include "tests/tokenizer/vocabularies.h"
-#include "tools/convert/byte_level.h"
 #include "tools/convert/json.h"
 #include "tools/convert/pretokenizers.h"
+#include "tools/convert/spelling.h"
 #include "tools/convert/tokenizer_json.h"
 
 namespace {
@@ -37,6 +39,29 @@ json small_json() {
       "byte_fallback": false, "ignore_merges": false,
       "vocab": {"a": 0, "b": 1, "Ġ": 2, "1": 3, "ab": 4, "Ġab": 5, "11": 6, "Ċ": 7},
       "merges": ["a b", ["Ġ", "ab"], "1 1"]}})");
+}
+
+/// <unk> <s>, the bytes from 2 on, then from 258 on: characters and what merges make of them.
+json small_byte_fallback() {
+  json vocab = {{"<unk>", 0}, {"<s>", 1}};
+  for (int b = 0; b < 256; ++b) {
+    char name[8];
+    std::snprintf(name, sizeof(name), "<0x%02X>", unsigned(b));
+    vocab[name] = 2 + b;
+  }
+  int id = 258;
+  for (const char* t : {"▁", "a", "b", "ab", "▁ab", "é", " x"}) vocab[t] = id++;
+  json root = json::parse(R"({
+    "added_tokens": [
+      {"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true}],
+    "normalizer": {"type": "Sequence", "normalizers": [
+      {"type": "Prepend", "prepend": "▁"},
+      {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+    "pre_tokenizer": null,
+    "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+              "merges": ["a b", "▁ ab", "< s>", "<0x 41>"]}})");
+  root["model"]["vocab"] = std::move(vocab);
+  return root;
 }
 
 TokenizerData read(const json& root) { return oq::convert::tokenizer_from_json(root, "test"); }
@@ -99,15 +124,142 @@ TEST_CASE("tokenizer.json: pre-tokenizers") {
   refused(root, "Whitespace");
 }
 
+TEST_CASE("tokenizer.json: NFC") {
+  json root = small_json();
+  root["model"]["vocab"]["Ã©"] = 20;
+  root["model"]["vocab"]["Ã"] = 21;
+  root["model"]["vocab"]["©"] = 22;
+  root["model"]["merges"].push_back("Ã ©");
+  CHECK(ids(root, "a\u00e9") == Ids{0, 20});
+  CHECK(ids(root, "ae\u0301") == Ids{0});  // no token for its bytes
+  root["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}}}};
+  CHECK(ids(root, "ae\u0301b") == Ids{0, 20, 1});
+  CHECK(read(root).nfc);
+}
+
+TEST_CASE("tokenizer.json: BPE with byte_fallback") {
+  json root = small_byte_fallback();
+  CHECK(ids(root, "ab") == Ids{262});
+  CHECK(ids(root, " ab") == Ids{258, 262});
+  CHECK(ids(root, "ab\u2581ab") == Ids{262, 262});
+  CHECK(ids(root, "é日") == Ids{258, 263, 2 + 0xE6, 2 + 0x97, 2 + 0xA5});
+  CHECK(ids(root, "ab<s>ab") == Ids{262, 1, 262});
+  CHECK(ids(root, "<0x41>\n") ==
+        Ids{258, 2 + '<', 2 + '0', 2 + 'x', 2 + '4', 2 + '1', 2 + '>', 12});
+  CHECK(ids(root, " x") == Ids{258, 258, 2 + 'x'});  // a token that holds a space is out of reach
+  const auto t = oq::make_tokenizer(read(root), "test");
+  for (const std::string text : {"ab b", "  a", "é日\n", "\xFF\xE6"}) {
+    CHECK(t->decode(t->encode(text, false)) == text);
+  }
+  CHECK(t->token_bytes(264) == " x");
+  CHECK(t->token_name(1) == "<s>");
+
+  root["normalizer"] = nullptr;
+  json& pre = root["pre_tokenizer"];
+  pre = {
+      {"type", "Metaspace"}, {"replacement", "▁"}, {"prepend_scheme", "first"}, {"split", false}};
+  CHECK(ids(root, "ab<s>ab") == Ids{262, 1, 261});
+  CHECK(ids(root, " ab") == Ids{262});
+  CHECK(ids(root, "\u2581ab") == Ids{262});
+  CHECK(ids(root, "<s>ab") == Ids{1, 261});
+  pre["prepend_scheme"] = "always";
+  CHECK(ids(root, "ab<s>ab") == Ids{262, 1, 262});
+  pre["prepend_scheme"] = "never";
+  CHECK(ids(root, "ab") == Ids{261});
+  pre = {{"type", "Metaspace"}, {"replacement", "▁"}, {"add_prefix_space", false}};  // older files
+  CHECK(ids(root, "ab ab") == Ids{261, 262});
+
+  pre["prepend_scheme"] = "sometimes";
+  pre["add_prefix_space"] = true;
+  refused(root, "prepend_scheme");
+  pre["replacement"] = "_";
+  refused(root, "U+2581");
+  pre = {{"type", "Whitespace"}};
+  refused(root, "Whitespace");
+  pre = nullptr;
+  refused(root, "tokenizer.model");  // nothing marks spaces
+  root["normalizer"] = {{"type", "Prepend"}, {"prepend", "_"}};
+  refused(root, "Prepend");
+  root["normalizer"] = {{"type", "Replace"}, {"pattern", {{"Regex", " "}}}, {"content", "▁"}};
+  refused(root, "Replace");
+  root = small_byte_fallback();
+  root["model"]["vocab"].erase("<0x41>");
+  refused(root, "byte 65");
+  root = small_byte_fallback();
+  root["model"]["merges"].push_back("a z");
+  refused(root, "not there");
+}
+
+TEST_CASE("vocab.json and merges.txt") {
+  const oq::test::TempDir dir;
+  const auto put = [&](const char* name, const std::string& text) {
+    oq::test::write_file(dir / name, text);
+  };
+  put("vocab.json", R"({"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4, "Ġ": 5, "Ġab": 6, "#": 7,
+                        "##": 8, "<|endoftext|>": 9})");
+  CHECK(oq::convert::import_hf_tokenizer(dir.path()).kind == TokenizerData::Kind::none);
+  const auto load = [&] { return oq::convert::import_hf_tokenizer(dir.path()); };
+  const auto encode = [&](std::string_view text) {
+    return oq::make_tokenizer(load(), "test")->encode(text, true);
+  };
+  put("merges.txt", "#version: 0.2\na b\r\nĠ ab\n# #\n");
+  CHECK(encode("ab ab##</s>") == Ids{4, 6, 8});  // nothing says that </s> is special
+  CHECK(encode("a<|endoftext|>") == Ids{2, 9});
+  CHECK(load().bos == 9);
+  CHECK_FALSE(load().adds_bos);
+  CHECK(load().stop_ids == Ids{9});
+  put("merges.txt", "# #\na b\nĠ ab");  // no version, no newline at the end
+  CHECK(encode("ab##") == Ids{4, 8});
+
+  put("tokenizer_config.json",
+      R"({"bos_token": {"content": "</s>", "rstrip": true}, "eos_token": {"content": "</s>", "rstrip": true}, "add_bos_token": true,
+          "tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": true})");
+  CHECK(encode("ab</s>  ab") == Ids{6, 1, 6});
+  CHECK(load().bos == 1);
+  CHECK(load().adds_bos);
+  CHECK(load().stop_ids == Ids{1});
+  put("special_tokens_map.json", R"({"additional_special_tokens": ["<s>"]})");
+  put("added_tokens.json", R"({"<tag>": 10})");
+  CHECK(encode("<s><tag>") == Ids{0, 10});
+
+  const auto refuses = [&](const char* message) {
+    CHECK_THROWS_WITH_AS(load(), doctest::Contains(message), oq::Error);
+  };
+  put("tokenizer_config.json", R"({"tokenizer_class": "RobertaTokenizer"})");
+  refuses("RobertaTokenizer");
+  put("tokenizer_config.json", "{}");
+  put("merges.txt", "a b\na\n");
+  refuses("merges.txt: line 2");
+  put("merges.txt", "a z\n");
+  refuses("merges.txt");
+  put("merges.txt", "a b\n");
+  put("vocab.json", R"({"a": 0, "b": 0, "ab": 1})");
+  refuses("two tokens");
+  put("vocab.json", R"({"a": 0, "b": 1, "ab": 100000})");
+  refuses("vocab.json");
+  put("vocab.json", "[1]");
+  refuses("vocab.json");
+}
+
+TEST_CASE("more tokens than rows of the embedding are refused, fewer are right") {
+  const TokenizerData data = read(small_json());  // 10 tokens
+  oq::convert::check_vocabulary(data, 10, "test");
+  oq::convert::check_vocabulary(data, 64, "test");
+  CHECK_THROWS_WITH_AS(oq::convert::check_vocabulary(data, 9, "model"),
+                       doctest::Contains("model: vocabulary and embedding disagree"), oq::Error);
+  oq::convert::check_vocabulary({}, 0, "test");
+}
+
 TEST_CASE("tokenizer.json: what OQ does not run is refused by name") {
   const auto with = [](const char* pointer, json value) {
     json root = small_json();
     root[json::json_pointer(pointer)] = std::move(value);
     return root;
   };
-  refused(with("/normalizer", {{"type", "NFC"}}), "NFC");
+  refused(with("/normalizer", {{"type", "NFKC"}}), "NFKC");
+  refused(with("/normalizer", {{"type", "Prepend"}, {"prepend", "▁"}}), "Prepend");
   refused(with("/model/type", "Unigram"), "Unigram");
-  refused(with("/model/byte_fallback", true), "tokenizer.model");
+  refused(with("/model/byte_fallback", true), "with byte_fallback");
   refused(with("/model/end_of_word_suffix", "</w>"), "</w>");
   refused(with("/model/continuing_subword_prefix", "##"), "##");
   refused(with("/added_tokens/0/single_word", true), "single_word");
@@ -260,7 +412,9 @@ TEST_CASE("patterns are translated, or refused") {
   CHECK(oq::convert::to_pcre2("\\p{L}+|a\\.b", "test") == "\\p{L}+|a\\.b");
   CHECK(oq::convert::to_pcre2("\\u4e00", "test") == "\\x{4e00}");
   CHECK(oq::convert::to_pcre2("(?i:x)(?!y)", "test") == "(?i:x)(?!y)");
-  for (const char* bad : {"\\w", "\\bx", "\\h", "[a[b]]", "[a&&b]", "(?m:x)", "x\\", "[]a]"}) {
+  CHECK(oq::convert::to_pcre2("[^(a|[.,!])]+[b]", "test") == "[^(a|.,!)]+[b]");
+  for (const char* bad : {"\\w", "\\bx", "\\h", "[a[^b]]", "[a-[b]]", "[[a]-b]", "[a[:alpha:]]",
+                          "[[]]", "[a&&b]", "(?m:x)", "x\\", "[]a]"}) {
     CAPTURE(bad);
     CHECK_THROWS_AS(oq::convert::to_pcre2(bad, "test"), oq::Error);
   }

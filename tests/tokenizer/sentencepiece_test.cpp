@@ -5,7 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "runtime/tokenizer/sentencepiece_model.h"
-#include "tests/gguf_builder.h"
+#include "tests/tokenizer/real_vocabularies.h"
 #include "tests/tokenizer/vocabularies.h"
 #include "tools/convert/json.h"
 
@@ -43,26 +43,6 @@ TokenizerData data_of(const SentencePieceModel& model) {
 
 std::unique_ptr<oq::Tokenizer> make(const SentencePieceModel& model) {
   return oq::make_tokenizer(data_of(model), "test");
-}
-
-/// The GGUF that a writer makes of a model.
-std::string gguf_of(const SentencePieceModel& model) {
-  oq::test::GgufBuilder gguf;
-  std::vector<std::string> tokens;
-  std::vector<float> scores;
-  std::vector<int32_t> types;
-  for (const auto& p : model.pieces) {
-    tokens.push_back(p.text);
-    scores.push_back(p.score);
-    types.push_back(p.type);
-  }
-  gguf.set_string("tokenizer.ggml.model", "llama");
-  gguf.set_strings("tokenizer.ggml.tokens", tokens);
-  gguf.set_numbers("tokenizer.ggml.scores", oq::test::GgufBuilder::f32, scores);
-  gguf.set_numbers("tokenizer.ggml.token_type", oq::test::GgufBuilder::i32, types);
-  gguf.set_u32("tokenizer.ggml.bos_token_id", 1);
-  gguf.set_u32("tokenizer.ggml.eos_token_id", 2);
-  return gguf.bytes();
 }
 
 }  // namespace
@@ -182,29 +162,11 @@ TEST_CASE("models that cannot be are refused") {
 }
 
 TEST_CASE("a GGUF vocabulary becomes the model it came from") {
-  const std::string bytes = gguf_of(small_model());
+  const std::string bytes = oq::test::sentencepiece_gguf(small_model().serialize());
   const oq::convert::GgufFile gguf(std::as_bytes(std::span(bytes)), "test");
   const TokenizerData data = oq::convert::import_gguf_tokenizer(gguf);
   CHECK(data.model == small_model().serialize());
   CHECK(data.bos == 1);
   CHECK(data.adds_bos);
   CHECK(data.stop_ids == Ids{2});
-}
-
-TEST_SUITE("data") {
-  TEST_CASE("LLaMA-2 rebuilt from its pieces gives the same ids") {
-    const auto original = oq::test::vocabulary("llama2");
-    if (!original) return;
-    const auto model = SentencePieceModel::parse(original->model, "test");
-    const std::string bytes = gguf_of(model);
-    const oq::convert::GgufFile gguf(std::as_bytes(std::span(bytes)), "test");
-    const auto a = oq::make_tokenizer(*original, "test");
-    const auto b = oq::make_tokenizer(oq::convert::import_gguf_tokenizer(gguf), "test");
-    for (const auto& s : oq::convert::read_json(oq::test::golden("tokenizer/strings.json"))) {
-      const auto text = s.get<std::string>();
-      CHECK(a->encode(text, false) == b->encode(text, false));
-      CHECK(a->encode(text, true) == b->encode(text, true));
-    }
-    CHECK(b->encode("<s>[INST] a", true)[0] == 1);
-  }
 }

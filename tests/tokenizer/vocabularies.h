@@ -9,9 +9,11 @@
 
 #include "runtime/tokenizer/tokenizer_data.h"
 #include "tests/support.h"
+#include "tests/tokenizer/real_vocabularies.h"
 #include "tools/convert/gguf.h"
 #include "tools/convert/mapped_file.h"
 #include "tools/convert/tokenizer_import.h"
+#include "tools/convert/tokenizer_json.h"
 
 namespace oq::test {
 
@@ -28,23 +30,31 @@ inline TokenizerData gguf_data(const std::filesystem::path& path) {
   return convert::import_gguf_tokenizer(convert::GgufFile(file.bytes(), path.string()));
 }
 
-/// A named vocabulary from outside: "smollm2", "gpt2", "falcon", "llama2".
+/// A named vocabulary from outside: from the files "smollm2", "gpt2", "falcon" (GGUF) and "llama2"
+/// (tokenizer.model), or from what real_vocabularies.h makes of them: "llama2-gguf", "opt",
+/// "falcon-json", and the names of `tokenizer_json`.
 inline std::optional<TokenizerData> vocabulary(const std::string& name) {
-  if (name == "llama2") {
+  if (name == "llama2" || name == "llama2-gguf") {
     const auto path = data("tokenizers/llama2.tokenizer.model");
     if (!path) return std::nullopt;
-    TokenizerData d;
-    d.kind = TokenizerData::Kind::sentencepiece;
-    d.model = read_file(*path);
-    d.bos = 1;
-    d.adds_bos = true;
-    d.stop_ids = {2};
-    return d;
+    if (name == "llama2") return convert::import_tokenizer_file(*path);
+    const std::string bytes = sentencepiece_gguf(read_file(*path));
+    return convert::import_gguf_tokenizer(
+        convert::GgufFile(std::as_bytes(std::span(bytes)), "llama2.gguf"));
   }
-  const auto path = name == "smollm2" ? smollm2_gguf()
-                    : name == "gpt2"  ? data("tokenizers/ggml-vocab-gpt-2.gguf")
-                                      : data("tokenizers/ggml-vocab-falcon.gguf");
-  return path ? std::optional(gguf_data(*path)) : std::nullopt;
+  if (name == "opt") {
+    const TempDir folder;
+    if (!write_opt_files(folder.path())) return std::nullopt;
+    return convert::import_hf_tokenizer(folder.path());
+  }
+  if (name == "smollm2" || name == "gpt2" || name == "falcon") {
+    const auto path = name == "smollm2" ? smollm2_gguf()
+                      : name == "gpt2"  ? data("tokenizers/ggml-vocab-gpt-2.gguf")
+                                        : data("tokenizers/ggml-vocab-falcon.gguf");
+    return path ? std::optional(gguf_data(*path)) : std::nullopt;
+  }
+  const auto root = tokenizer_json(name == "falcon-json" ? "falcon" : name);
+  return root ? std::optional(convert::tokenizer_from_json(*root, name)) : std::nullopt;
 }
 
 /// Byte-level BPE over all 256 bytes, ids 0..255; then tokens and merges of "ab", "abc", "aa",

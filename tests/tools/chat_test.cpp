@@ -192,6 +192,34 @@ TEST_CASE("a turn that does not fit is refused, and the conversation goes on") {
   CHECK(r.err.find("decode 12 tokens") != std::string::npos);
 }
 
+TEST_CASE("a full context forgets the oldest turns, and says so") {
+  std::string lines;
+  for (int i = 0; i < 12; ++i) lines += "hello\n";
+  const ProcessResult r = converse(lines, {"--ctx", "96"});
+  CHECK(r.code == 0);
+  CHECK(r.err.find("turns are forgotten") != std::string::npos);
+  CHECK(r.err.find("decode 72 tokens") != std::string::npos);  // twelve answers
+  CHECK(r.err.find("fills the context") == std::string::npos);
+
+  const ProcessResult alone =
+      run_oq("run", {models().endless, "--chat", "--temperature", "0", "-n", "-1", "--ctx", "64"},
+             {.input = "hello\n"});
+  CHECK(alone.code == 0);
+  CHECK(alone.err.find("the answer fills the context") != std::string::npos);
+  CHECK(alone.err.find("forgotten") == std::string::npos);
+}
+
+TEST_CASE("a chat says which template and stops are in force") {
+  const ProcessResult r = converse("hello\n", {"--template", "plain", "--stop", "\x01\"end"});
+  CHECK(r.err.find(
+            R"(template plain, stop tokens 2 <|im_end|>, stop strings "\nUser:", "\u0001\"end")") !=
+        std::string::npos);
+  const ProcessResult chatml = converse("hello\n", {"--template", "chatml"});
+  CHECK(chatml.err.find("template chatml, stop tokens 2 <|im_end|>, 0 <|endoftext|>\n") !=
+        std::string::npos);
+  CHECK(converse("hello", {"--template", "chatml", "--quiet"}).err.empty());
+}
+
 TEST_CASE("Ctrl-C stops the answer and not the program") {
   Background chat({models().endless, "--chat", "--temperature", "0", "-n", "-1", "--ctx", "65536",
                    "--threads", "1"});

@@ -2,8 +2,9 @@
 #include <fmt/ranges.h>
 
 #include "format/scheme.h"
+#include "runtime/chat.h"
 #include "runtime/config.h"
-#include "runtime/tokenizer/tokenizer.h"
+#include "runtime/tokenizer/tokenizer_data.h"
 #include "tools/common/json.h"
 #include "tools/common/text_file.h"
 
@@ -28,14 +29,17 @@ std::string packing_text(const TensorInfo& t) {
   return s;
 }
 
-/// "key=value" into the metadata, with the type that the key has now.
+/// "key=value" into the metadata, with the type that the key has now. A chat template may also be
+/// given to a model that came without one.
 void set_value(Metadata& metadata, const std::string& assignment) {
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0) {
     throw tool::usage_error("--set wants key=value, not '" + assignment + "'");
   }
   const std::string key = assignment.substr(0, equals);
+  const Metadata::Value no_template = std::string();
   const Metadata::Value* old = metadata.find(key);
+  if (old == nullptr && key == "chat.template") old = &no_template;
   if (old == nullptr) {
     throw Error({.what = "there is no such metadata key",
                  .where = "--set " + key,
@@ -50,9 +54,11 @@ void set_value(Metadata& metadata, const std::string& assignment) {
              [&] { metadata.set(key, Metadata::from_text(assignment.substr(equals + 1), *old)); });
 }
 
-/// Refuses an edit after which the file's model would no longer load, or its stop ids and BOS lie
-/// outside the vocabulary.
+/// Refuses an edit after which the file's model or tokenizer would no longer load, or its chat
+/// template is none that OQ knows.
 void check_edit(const File& file, const Metadata& metadata) {
+  const auto chat = metadata.get_or<std::string>("chat.template", "");
+  if (chat != file.metadata().get_or<std::string>("chat.template", "")) ChatTemplate::named(chat);
   if (metadata.contains("model.family")) check_tensors(file, ModelConfig::load(metadata));
   if (metadata.contains("scheme")) Scheme::parse(metadata.get<std::string>("scheme"));
   if (!metadata.contains("model.vocab")) return;
@@ -66,6 +72,12 @@ void check_edit(const File& file, const Metadata& metadata) {
                  .expected = fmt::format("ids below {}", metadata.get<int64_t>("model.vocab")),
                  .found = std::to_string(id)});
   }
+}
+
+/// The same for the tokenizer, whose vocabulary may be smaller than the model's.
+void check_tokenizer(const File& file, const Metadata& metadata) {
+  TokenizerData data = TokenizerData::load(file, metadata);
+  if (data.kind != TokenizerData::Kind::none) make_tokenizer(std::move(data), "--set");
 }
 
 nlohmann::json json_value(const Metadata::Value& value) {
@@ -119,7 +131,10 @@ void edit(const Options& o) {
   const auto file = File::open(o.model);
   Metadata metadata = file->metadata();
   for (const std::string& assignment : o.set) set_value(metadata, assignment);
-  with_place(o.model + " after this --set", [&] { check_edit(*file, metadata); });
+  with_place(o.model + " after this --set", [&] {
+    check_edit(*file, metadata);
+    check_tokenizer(*file, metadata);
+  });
   rewrite_metadata(o.model, metadata);
   tool::notice(o.quiet, o.model + ": metadata rewritten");
 }

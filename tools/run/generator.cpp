@@ -67,10 +67,12 @@ std::string RunStats::line() const {
 }
 
 std::span<const float> Generator::feed_prompt(std::span<const int32_t> prompt,
-                                              const std::atomic<bool>& interrupted) {
+                                              const std::atomic<bool>& interrupted,
+                                              RunStats& stats) {
   if (decoder_.length() + int64_t(prompt.size()) > decoder_.context()) {
     return decoder_.feed(prompt);  // throws, and says what to do, before any work is done
   }
+  const auto start = Clock::now();
   const int64_t before = decoder_.length();
   std::span<const float> logits;
   for (size_t first = 0; first == 0 || first < prompt.size();) {
@@ -79,20 +81,29 @@ std::span<const float> Generator::feed_prompt(std::span<const int32_t> prompt,
     first += n;
     if (interrupted.load(std::memory_order_relaxed) && first < prompt.size()) {
       decoder_.truncate(before);
-      return {};
+      logits = {};
+      break;
     }
   }
+  stats.prompt_tokens += int64_t(prompt.size());
+  stats.prompt_seconds += since(start);
   return logits;
 }
 
+bool Generator::has_room(const Answer& answer, const std::atomic<bool>& interrupted,
+                         const MakeRoom& make_room, RunStats& stats) {
+  if (decoder_.length() < decoder_.context()) return true;
+  const std::vector<int32_t> kept = make_room ? make_room(answer.tokens) : std::vector<int32_t>();
+  if (kept.empty()) return false;
+  decoder_.truncate(0);
+  return !feed_prompt(kept, interrupted, stats).empty();
+}
+
 Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
-                      const std::atomic<bool>& interrupted) {
+                      const std::atomic<bool>& interrupted, const MakeRoom& make_room) {
   Answer answer;
   RunStats& stats = answer.stats;
-  const auto start = Clock::now();
-  std::span<const float> logits = feed_prompt(prompt, interrupted);
-  stats.prompt_tokens = int64_t(prompt.size());
-  stats.prompt_seconds = since(start);
+  std::span<const float> logits = feed_prompt(prompt, interrupted, stats);
   if (logits.empty()) {
     answer.ending = Ending::interrupted;
     return answer;
@@ -108,6 +119,7 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
   // Some models round their vocabulary up: what the tokenizer does not know is padding.
   const auto known = std::min(logits.size(), size_t(tokenizer_.vocab_size()));
   const auto decode_start = Clock::now();
+  const double prompt_seconds = stats.prompt_seconds;
   while (true) {
     const auto made = int64_t(answer.tokens.size());
     answer.ending = Ending::length;
@@ -118,7 +130,7 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     answer.ending = Ending::stop_token;
     if (std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end()) break;
     answer.ending = Ending::context_full;
-    if (decoder_.length() == decoder_.context()) break;
+    if (!has_room(answer, interrupted, make_room, stats)) break;
     sampler_.accept(id);
     answer.tokens.push_back(id);
     emit(stops.push(tokenizer_.token_bytes(id)));
@@ -128,10 +140,14 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     answer.ending = Ending::stop_string;
     if (stops.stopped()) break;
   }
+  if (decoder_.length() == 0) {  // interrupted while room was made
+    answer.ending = Ending::interrupted;
+    logits = {};
+  }
   emit(stops.finish());
   if (const std::string rest = shown.finish(); !rest.empty()) show(rest);
   stats.decode_tokens = int64_t(answer.tokens.size());
-  stats.decode_seconds = since(decode_start);
+  stats.decode_seconds = since(decode_start) - (stats.prompt_seconds - prompt_seconds);
   stats.logits_hash = crc32c(std::as_bytes(logits));
   return answer;
 }

@@ -27,7 +27,7 @@ struct RunStats {
   std::string line() const;
 };
 
-/// Why an answer ended.
+/// Why an answer ended. `context_full`: the answer and what must stand before it fill the context.
 enum class Ending { stop_token, stop_string, length, context_full, interrupted };
 
 std::string_view to_string(Ending e);
@@ -44,6 +44,9 @@ class Generator {
  public:
   /// Text that is certain, as it comes; whole characters only.
   using Show = std::function<void(std::string_view)>;
+  /// Asked when the context is full in the middle of an answer: what the cache is to hold instead
+  /// of all it has, with the answer's tokens so far at its end; nothing to let the answer end.
+  using MakeRoom = std::function<std::vector<int32_t>(std::span<const int32_t> answer)>;
 
   Generator(Decoder& decoder, const Tokenizer& tokenizer, Sampler& sampler,
             std::vector<int32_t> stop_ids, std::vector<std::string> stop_strings)
@@ -54,15 +57,20 @@ class Generator {
         stop_strings_(std::move(stop_strings)) {}
 
   /// Appends `prompt` to sequence 0 and answers with at most `max_tokens` tokens (-1: until the
-  /// context is full). Ends early when `interrupted` becomes true: between two tokens, or between
-  /// two steps of the prompt, which is then forgotten.
+  /// context is full and `make_room` makes none). Ends early when `interrupted` becomes true:
+  /// between two tokens, or between two steps of the prompt, which is then forgotten: with what
+  /// `make_room` gave, all of it.
   Answer run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
-             const std::atomic<bool>& interrupted);
+             const std::atomic<bool>& interrupted, const MakeRoom& make_room = {});
 
  private:
   /// Logits after the prompt; none, and nothing in the cache, when interrupted on the way.
   std::span<const float> feed_prompt(std::span<const int32_t> prompt,
-                                     const std::atomic<bool>& interrupted);
+                                     const std::atomic<bool>& interrupted, RunStats& stats);
+  /// Whether the cache has a place for one more token, perhaps after `make_room`. False leaves it
+  /// as it is, or empty when interrupted.
+  bool has_room(const Answer& answer, const std::atomic<bool>& interrupted,
+                const MakeRoom& make_room, RunStats& stats);
 
   Decoder& decoder_;
   const Tokenizer& tokenizer_;

@@ -93,6 +93,23 @@ std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& t
   return ids;
 }
 
+/// "template chatml, stop tokens 2 <|im_end|>, 0 <|endoftext|>, stop strings ..."
+std::string in_force(const Tokenizer& tokenizer, const ChatTemplate& chat,
+                     const std::vector<std::string>& own_stops) {
+  std::vector<std::string> tokens, strings;
+  for (const int32_t id : chat_stop_ids(tokenizer, chat)) {
+    tokens.push_back(fmt::format("{} {}", id, tool::one_line(tokenizer.token_name(id))));
+  }
+  for (const std::string_view s : chat.stop_strings()) strings.emplace_back(s);
+  strings.insert(strings.end(), own_stops.begin(), own_stops.end());
+  for (std::string& s : strings) {
+    s = nlohmann::json(s).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  }
+  return fmt::format("template {}, stop tokens {}{}{}", chat.name(),
+                     tokens.empty() ? "none" : fmt::format("{}", fmt::join(tokens, ", ")),
+                     strings.empty() ? "" : ", stop strings ", fmt::join(strings, ", "));
+}
+
 void print_json(const Answer& a) {
   tool::print_object({{"text", a.text},
                       {"tokens", a.tokens},
@@ -130,9 +147,8 @@ void run(Options o, bool one_shot) {
   Answer answer;
   if (o.chat) {
     const ChatTemplate& chat = template_of(o, *file);
-    tool::notice(o.quiet, fmt::format("template {}, stop tokens {}", chat.name(),
-                                      fmt::join(chat_stop_ids(*tokenizer, chat), " ")));
-    ChatSession session(decoder, *tokenizer, sampler, chat, o.system, o.stops);
+    tool::notice(o.quiet, in_force(*tokenizer, chat, o.stops));
+    ChatSession session(decoder, *tokenizer, sampler, chat, o.system, o.stops, report_drop);
     if (!one_shot) {
       chat_repl(session, o.max_tokens, o.quiet, interrupted);
       tool::report(o.quiet, session.stats().line());

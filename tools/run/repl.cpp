@@ -37,6 +37,13 @@ bool command(ChatSession& session, const std::string& line) {
 
 }  // namespace
 
+void report_drop(int64_t turns) {
+  tool::notice(false,
+               turns == 1
+                   ? std::string("the context is full: the oldest turn is forgotten")
+                   : fmt::format("the context is full: the {} oldest turns are forgotten", turns));
+}
+
 void chat_repl(ChatSession& session, int64_t max_tokens, bool quiet,
                std::atomic<bool>& interrupted) {
   LineEditor editor("> ");
@@ -52,7 +59,7 @@ void chat_repl(ChatSession& session, int64_t max_tokens, bool quiet,
       const Answer answer = session.say(*line, max_tokens, tool::print, interrupted);
       tool::print("\n");
       if (answer.ending == Ending::context_full) {
-        tool::notice(false, "the context is full: /reset starts over, --ctx makes it larger");
+        tool::notice(false, "the answer fills the context: --ctx makes it larger");
       } else if (answer.ending == Ending::interrupted) {
         tool::print("(stopped)\n");
       }
