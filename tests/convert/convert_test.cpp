@@ -264,13 +264,13 @@ TEST_CASE("a scheme quantizes linears, embedding and head, and nothing else") {
         CAPTURE(spec.name);
         const TensorInfo& info = c.file->tensor(spec.name);
         const bool plain_head = head_bits == 16 && spec.role != Role::linear;
-        if (spec.role == Role::vector || plain_head) {
-          CHECK(info.kind == (spec.role == Role::vector ? Kind::f32 : Kind::f16));
+        if (spec.role == Role::f32 || plain_head) {
+          CHECK(info.kind == (spec.role == Role::f32 ? Kind::f32 : Kind::f16));
           continue;
         }
         REQUIRE(info.kind == Kind::packed);
         const bool linear = spec.role == Role::linear;
-        const Packing packing = linear ? rtn_packing(Scheme::parse(text)) : head_packing(head_bits);
+        const Packing packing = linear ? packing_of(Scheme::parse(text)) : head_packing(head_bits);
         CHECK(info.packing == packing);
         const TinyTensor& t = expected.at(spec.name);
         PackedBuilder builder(t.rows, t.cols, packing);
@@ -401,7 +401,10 @@ TEST_CASE("settings that disagree with the tensors") {
   setting("model_type", "gpt2", "'gpt2'");
   setting("hidden_act", "mish", "'hidden_act'");
   setting("rms_norm_eps", "small", "rms_norm_eps");
-  setting("quantization_config", {{"quant_method", "gptq"}}, "already quantized");
+  setting("quantization_config", {{"quant_method", "gptq"}}, "'group_size' is missing");
+  setting("quantization_config", {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 32}},
+          "no quantized tensor");
+  setting("quantization_config", {{"quant_method", "fp8"}}, "'fp8'");
   setting("rope_scaling", {{"type", "longrope"}, {"factor", 2.0}}, "'longrope'");
 }
 

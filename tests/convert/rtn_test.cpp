@@ -11,6 +11,7 @@
 #include <doctest/doctest.h>
 
 #include "format/error.h"
+#include "format/scheme.h"
 
 using namespace oq;
 using namespace oq::convert;
@@ -45,7 +46,7 @@ Expected brute_force(std::span<const float> w, const Scheme& scheme) {
 void check_row(const std::vector<float>& w, const char* text) {
   CAPTURE(text);
   const Scheme scheme = Scheme::parse(text);
-  PackedBuilder builder(3, w.size(), rtn_packing(scheme));
+  PackedBuilder builder(3, w.size(), packing_of(scheme));
   rtn_row(w, 1, builder);
   const PackedLayout& layout = builder.layout();
   std::vector<uint8_t> codes(layout.padded_cols);
@@ -91,7 +92,7 @@ TEST_CASE("no weight moves further than half a step beyond the scale's own round
   for (const char* text : kSchemes) {
     CAPTURE(text);
     const std::vector<float> w = weights(576, 0.05f);
-    PackedBuilder builder(1, w.size(), rtn_packing(Scheme::parse(text)));
+    PackedBuilder builder(1, w.size(), packing_of(Scheme::parse(text)));
     rtn_row(w, 0, builder);
     std::vector<float> back(w.size());
     builder.view().dequantize_row(0, back);
@@ -107,7 +108,7 @@ TEST_CASE("zero is kept exactly") {
   std::vector<float> w = weights(128, 0.1f, 0.3f);
   w[17] = 0;
   for (const char* text : kSchemes) {
-    PackedBuilder builder(1, w.size(), rtn_packing(Scheme::parse(text)));
+    PackedBuilder builder(1, w.size(), packing_of(Scheme::parse(text)));
     rtn_row(w, 0, builder);
     std::vector<float> back(w.size());
     builder.view().dequantize_row(0, back);
@@ -120,7 +121,7 @@ TEST_CASE("weights without a grid are refused") {
                     std::numeric_limits<float>::quiet_NaN(), 3e8f}) {
     std::vector<float> w = weights(64, 0.1f);
     w[40] = bad;
-    PackedBuilder builder(1, w.size(), rtn_packing(Scheme::parse("w4a16g32")));
+    PackedBuilder builder(1, w.size(), packing_of(Scheme::parse("w4a16g32")));
     try {
       rtn_row(w, 0, builder);
       FAIL_CHECK("was not refused");

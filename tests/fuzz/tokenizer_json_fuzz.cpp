@@ -15,7 +15,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto tokenizer =
         oq::make_tokenizer(oq::convert::tokenizer_from_json(root, "fuzz"), "fuzz");
     for (const bool special : {false, true}) {
-      tokenizer->decode(tokenizer->encode("ab 11\n \xC3\xA9<|end|>\xFF it's", special));
+      tokenizer->decode(tokenizer->encode(
+          "ab 11\n \xC3\xA9<|end|>\xFF it's e\xCC\x81\xE2\x96\x81 \xE1\x84\x80\xE1\x85\xA1",
+          special));
     }
   } catch (const oq::Error&) {
   }

@@ -1,17 +1,23 @@
 #pragma once
 
-#include <string>
+#include <cstdint>
 #include <vector>
 
 #include "tools/convert/families.h"
+#include "tools/convert/row_map.h"
 
 namespace oq::convert {
 
 /// One tensor to write, and where it comes from.
 struct Binding {
   TensorSpec spec;
-  const SourceTensor* source = nullptr;  ///< nullptr: "rope.inv_freq", which is computed
-  RowOrder order = RowOrder::halves;
+  const SourceTensor* source = nullptr;  ///< nullptr: computed (Model::compute)
+  RowMap rows;                           ///< of the source, or elements where it is a bias
+
+  /// A norm or bias: one row, whose elements `rows` counts.
+  bool vector() const { return spec.role == Role::f32 && spec.rows == 1; }
+  /// Bytes of the source that this tensor takes: its share, where it is fused with others.
+  uint64_t source_bytes() const;
 };
 
 /// Every tensor that the model's config calls for, in its order, bound to its source. Throws

@@ -5,6 +5,8 @@
 #include "tools/convert/gguf_checkpoint.h"
 #include "tools/convert/hf_folder.h"
 #include "tools/convert/mapped_file.h"
+#include "tools/convert/tokenizer_file.h"
+#include "tools/convert/torch/value.h"
 
 namespace oq::convert {
 
@@ -17,12 +19,30 @@ std::unique_ptr<Checkpoint> Checkpoint::open(const std::filesystem::path& path, 
                  .hint = "give an HF folder or a GGUF file"});
   }
   if (std::filesystem::is_directory(status)) return std::make_unique<HfFolder>(path, weights);
-  if (path.extension() == ".safetensors") {
+  const std::filesystem::path extension = path.extension();
+  if (extension == ".safetensors" || extension == ".bin" || extension == ".pt" ||
+      extension == ".pth") {
     throw Error({.what = "is only the weights of a checkpoint",
                  .where = path.string(),
                  .hint = "give the folder that also holds config.json"});
   }
+  if (is_tokenizer_file(path)) {
+    if (!weights) return std::make_unique<TokenizerFile>(path);
+    throw Error({.what = "is only a part of a checkpoint",
+                 .where = path.string(),
+                 .hint = "give the folder around it; a tokenizer alone goes with --vocab-only"});
+  }
   return std::make_unique<GgufCheckpoint>(path);
+}
+
+std::span<const std::byte> SourceTensor::bytes() const {
+  if (view == nullptr) return data;
+  if (!view->contiguous()) {
+    throw Error({.what = "is a strided view, where its bytes are wanted in a row",
+                 .where = fmt::format("tensor '{}'", name),
+                 .hint = "save it with .contiguous()"});
+  }
+  return view->bytes();
 }
 
 const SourceTensor* Checkpoint::find(std::string_view name) const {
@@ -45,8 +65,13 @@ void Checkpoint::read_rows(const SourceTensor& t, uint64_t row0, uint64_t n, flo
                  .found = t.dtype,
                  .hint = "take a checkpoint in BF16, F16 or F32"});
   }
+  if (t.view != nullptr && !t.view->contiguous()) {
+    std::vector<std::byte> gathered(n * t.cols * t.type->block_bytes);
+    t.view->read(row0 * t.cols, n * t.cols, gathered.data());
+    return t.type->dequantize(gathered.data(), n * t.cols, out);
+  }
   const uint64_t blocks = t.cols / t.type->block_elements;
-  t.type->dequantize(t.data.data() + row0 * blocks * t.type->block_bytes, n * blocks, out);
+  t.type->dequantize(t.bytes().data() + row0 * blocks * t.type->block_bytes, n * blocks, out);
 }
 
 void Checkpoint::release(const SourceTensor& tensor) const { MappedFile::release(tensor.data); }

@@ -16,15 +16,29 @@
 
 namespace oq::convert {
 
+class PackedSource;
+
+namespace torch {
+struct Tensor;
+}
+
 /// A tensor of a checkpoint. A vector is one row; further dimensions count as rows.
 struct SourceTensor {
   std::string name;
   uint64_t rows = 1, cols = 1;
   std::string dtype;                ///< as the format calls it
   const GgmlType* type = nullptr;   ///< nullptr: not a type that holds weights
-  std::span<const std::byte> data;  ///< in the mapping
+  std::span<const std::byte> data;  ///< in the mapping: read it through bytes()
+  /// Of a torch file: what stands between `data` and its reader, a checksum and strides.
+  const torch::Tensor* view = nullptr;
+  /// A linear that the checkpoint has quantized: its codes and scales; `type` is then nullptr.
+  std::shared_ptr<const PackedSource> packed = nullptr;
+  bool optional = false;  ///< a model may well do without it: a bias of zeros
 
   uint64_t elements() const { return rows * cols; }
+  /// All of its bytes, row by row, in the mapping. Throws oq::Error where they fail their checksum,
+  /// or are strided: only Checkpoint::read_rows() gathers those.
+  std::span<const std::byte> bytes() const;
 };
 
 /// Whose names tensors and settings go by.
@@ -35,12 +49,12 @@ enum class Dialect { hf, gguf };
 class Checkpoint {
  public:
   /// An HF folder or a GGUF file, told apart by what it is. Without `weights`, an HF folder need
-  /// not have any.
+  /// not have any, and a tokenizer.model or tokenizer.json is enough.
   static std::unique_ptr<Checkpoint> open(const std::filesystem::path& path, bool weights = true);
   virtual ~Checkpoint() = default;
 
   virtual Dialect dialect() const = 0;
-  virtual std::string format() const = 0;        ///< "gguf", "safetensors"
+  virtual std::string format() const = 0;        ///< "gguf", "safetensors", "torch"
   virtual std::string architecture() const = 0;  ///< what the checkpoint calls its family
   virtual const Config& config() const = 0;
   /// Every file that was read, for provenance.

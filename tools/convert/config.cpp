@@ -1,5 +1,6 @@
 #include "tools/convert/config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -28,6 +29,9 @@ Config::Value from_json(const json& v) {
   if (v.is_number()) return v.get<double>();
   if (v.is_string()) return v.get<std::string>();
   if (!v.is_array()) return {};
+  const bool texts =
+      !v.empty() && std::all_of(v.begin(), v.end(), [](const json& e) { return e.is_string(); });
+  if (texts) return v.get<std::vector<std::string>>();
   std::vector<double> numbers;
   for (const json& e : v) {
     if (!e.is_number()) return {};
@@ -83,6 +87,13 @@ bool Config::flag_or(std::string_view key, bool fallback) const {
 
 std::string Config::text_or(std::string_view key, const std::string& fallback) const {
   return contains(key) ? text(key) : fallback;
+}
+
+std::vector<std::string> Config::texts(std::string_view key) const {
+  Value v = find(key);
+  if (std::holds_alternative<std::monostate>(v)) return {};
+  if (auto* list = std::get_if<std::vector<std::string>>(&v)) return std::move(*list);
+  throw wrong(*this, key, "a list of strings");
 }
 
 const json* JsonConfig::at(std::string_view key) const {

@@ -17,8 +17,8 @@ namespace oq::convert {
 /// Wrong types and missing values throw oq::Error naming the file and the key.
 class Config {
  public:
-  using Value =
-      std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<double>>;
+  using Value = std::variant<std::monostate, bool, int64_t, double, std::string,
+                             std::vector<double>, std::vector<std::string>>;
 
   virtual ~Config() = default;
   virtual Value find(std::string_view key) const = 0;
@@ -38,6 +38,8 @@ class Config {
   double number_or(std::string_view key, double fallback) const;
   bool flag_or(std::string_view key, bool fallback) const;
   std::string text_or(std::string_view key, const std::string& fallback) const;
+  /// Empty where it is missing.
+  std::vector<std::string> texts(std::string_view key) const;
 };
 
 /// config.json

@@ -1,11 +1,15 @@
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "runtime/config.h"
+#include "tools/convert/alibi.h"
 #include "tools/convert/checkpoint.h"
+#include "tools/convert/layouts.h"
 #include "tools/convert/rope.h"
 
 namespace oq::convert {
@@ -14,30 +18,33 @@ namespace oq::convert {
 struct Model {
   ModelConfig config;
   Rope rope;
+  Alibi alibi;
+  std::vector<std::string> notices;  ///< what the user should know
+
+  /// A row of a tensor that no checkpoint holds: "rope.inv_freq", "alibi".
+  void compute(std::string_view tensor, uint64_t row, std::span<float> out) const;
 };
 
-/// In which order a source keeps the rows of q and k within a head.
-enum class RowOrder {
-  halves,  ///< as OQ does: dimension i is rotated together with i + rope_dim / 2
-  pairs,   ///< GGUF's LLaMA: dimension 2i is rotated together with 2i + 1
-};
-
-/// Where one tensor of OQ comes from; {} stands for the block's number in all three names.
+/// Where tensors of OQ come from; {} stands for the numbers of block and expert. ".weight" is to
+/// be added, or ".bias" for the tensor's bias. A tensor that several rows of a table name comes
+/// from the first of them whose source is there.
 struct TensorNames {
-  std::string_view oq, hf, gguf;
-  RowOrder gguf_order = RowOrder::halves;
+  std::string_view oq, hf, gguf;  ///< empty: that dialect does not have it
+  Layout hf_layout = whole, gguf_layout = whole;
 };
 
-/// All that the converter knows about a family. A new family is a new row of the table in
-/// families.cpp, and its test; nothing else asks which family a model is of.
+/// All that the converter knows about a family. A new family is a new file in families/, a line of
+/// the table in families.cpp, and its test; nothing else asks which family a model is of.
 struct Family {
-  std::string_view name;
-  std::vector<std::string_view> hf_model_types;      ///< config.json: model_type
-  std::vector<std::string_view> gguf_architectures;  ///< general.architecture
-  Model (*from_hf)(const Checkpoint&);
-  Model (*from_gguf)(const Checkpoint&);
-  std::vector<TensorNames> tensors;
-  std::vector<std::string_view> ignored;  ///< tensors of either dialect that are no weights
+  std::string_view name = {};
+  std::vector<std::string_view> hf_model_types = {};      ///< config.json: model_type
+  std::vector<std::string_view> gguf_architectures = {};  ///< general.architecture
+  Model (*from_hf)(const Checkpoint&) = nullptr;
+  Model (*from_gguf)(const Checkpoint&) = nullptr;
+  std::string_view prefix = {};  ///< of the HF names; some checkpoints leave it out
+  std::vector<TensorNames> tensors = {};
+  std::vector<std::string_view> ignored =
+      {};  ///< whole names, of either dialect, that are no weights
 };
 
 /// Throws oq::Error, listing what there is, where no row fits.

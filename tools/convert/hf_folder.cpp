@@ -1,11 +1,13 @@
 #include "tools/convert/hf_folder.h"
 
 #include <map>
+#include <optional>
 
 #include <fmt/format.h>
 
 #include "tools/convert/json.h"
 #include "tools/convert/safetensors.h"
+#include "tools/convert/torch/state_dict.h"
 
 namespace oq::convert {
 namespace {
@@ -13,9 +15,27 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Files that shape the result beside config and weights.
-constexpr const char* kTokenizerFiles[] = {"tokenizer.json",         "tokenizer.model",
-                                           "tokenizer_config.json",  "special_tokens_map.json",
-                                           "generation_config.json", "chat_template.jinja"};
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
+                                           "tokenizer.model",
+                                           "vocab.json",
+                                           "merges.txt",
+                                           "added_tokens.json",
+                                           "tokenizer_config.json",
+                                           "special_tokens_map.json",
+                                           "generation_config.json",
+                                           "chat_template.jinja"};
+
+/// The .safetensors file of a folder that has one only: AutoGPTQ called it after its settings,
+/// "gptq_model-4bit-128g.safetensors".
+std::optional<fs::path> lone_safetensors(const fs::path& folder) {
+  std::optional<fs::path> found;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    if (found) return std::nullopt;
+    found = entry.path();
+  }
+  return found;
+}
 
 }  // namespace
 
@@ -46,21 +66,24 @@ void HfFolder::read_config() {
 std::string HfFolder::architecture() const { return config_->text("model_type"); }
 
 void HfFolder::read_weights() {
-  const fs::path whole = folder_ / "model.safetensors";
-  const fs::path index = folder_ / "model.safetensors.index.json";
-  if (fs::exists(whole)) {
-    read_shard(whole);
-  } else if (fs::exists(index)) {
-    read_shards(index);
-  } else {
-    const bool torch = fs::exists(folder_ / "pytorch_model.bin") ||
-                       fs::exists(folder_ / "pytorch_model.bin.index.json");
-    throw Error({.what = torch ? "weights are in torch's own format, which cannot be read"
-                               : "holds no weights",
-                 .where = folder_.string(),
-                 .expected = "model.safetensors or model.safetensors.index.json",
-                 .hint = torch ? "save the checkpoint as safetensors" : "download it completely"});
+  for (const char* whole : {"model.safetensors", "pytorch_model.bin"}) {
+    const fs::path file = folder_ / whole, index = file.string() + ".index.json";
+    torch_ = file.extension() == ".bin";
+    if (fs::exists(file)) {
+      read_shard(file);
+      return;
+    }
+    if (fs::exists(index)) return read_shards(index);
   }
+  torch_ = false;
+  if (const auto only = lone_safetensors(folder_)) {
+    read_shard(*only);
+    return;
+  }
+  throw Error({.what = "holds no weights",
+               .where = folder_.string(),
+               .expected = "model.safetensors or pytorch_model.bin, or their .index.json",
+               .hint = "download it completely"});
 }
 
 void HfFolder::read_shards(const fs::path& index) {
@@ -99,21 +122,33 @@ void HfFolder::read_shards(const fs::path& index) {
 }
 
 std::set<std::string> HfFolder::read_shard(const fs::path& path) {
-  const MappedFile& map = *maps_.emplace_back(std::make_unique<MappedFile>(path));
   files_.push_back(path);
   std::set<std::string> names;
+  for (SourceTensor& t : torch_ ? read_torch_file(path) : read_safetensors_file(path)) {
+    names.insert(t.name);
+    add(std::move(t), path.string());
+  }
+  return names;
+}
+
+std::vector<SourceTensor> HfFolder::read_safetensors_file(const fs::path& path) {
+  const MappedFile& map = *maps_.emplace_back(std::make_unique<MappedFile>(path));
+  std::vector<SourceTensor> sources;
   for (SafeTensor& t : read_safetensors(map.bytes(), path.string())) {
-    SourceTensor source;
+    SourceTensor& source = sources.emplace_back();
     source.type = find_ggml_type(t.dtype);
     source.dtype = std::move(t.dtype);
     if (!t.shape.empty()) source.cols = t.shape.back();
     for (size_t i = 0; i + 1 < t.shape.size(); ++i) source.rows *= t.shape[i];
     source.data = t.data;
     source.name = std::move(t.name);
-    names.insert(source.name);
-    add(std::move(source), path.string());
   }
-  return names;
+  return sources;
+}
+
+std::vector<SourceTensor> HfFolder::read_torch_file(const fs::path& path) {
+  const torch::File& file = *torch_files_.emplace_back(std::make_unique<torch::File>(path));
+  return torch::state_dict(file.dict(), path.string());
 }
 
 }  // namespace oq::convert

@@ -23,12 +23,19 @@ std::string check_scheme(const std::string& text) {
   }
 }
 
+/// Embedding and head are quantized only where the linears are.
+void check_head_bits(const convert::Options& o) {
+  if (o.vocab_only || o.head_bits.value_or(16) == 16) return;
+  if (o.scheme ? o.scheme->quantizes_weights() : convert::is_quantized(o.source)) return;
+  throw tool::usage_error("--head-bits needs a --scheme that quantizes weights");
+}
+
 void report(const convert::Options& options, const convert::Result& result, bool json, bool quiet) {
   for (const std::string& notice : result.notices) tool::notice(quiet, notice);
   if (!json) return;
   tool::print(nlohmann::json{{"output", options.output.string()},
                              {"family", result.family},
-                             {"scheme", options.scheme.str()},
+                             {"scheme", result.scheme.str()},
                              {"tensors", result.tensors},
                              {"weights", result.weights},
                              {"bytes", result.bytes},
@@ -42,16 +49,16 @@ void report(const convert::Options& options, const convert::Result& result, bool
 int main(int argc, char** argv) {
   CLI::App app("Converts a checkpoint (HF folder or GGUF file) into one .oq file", "oq-convert");
   convert::Options options;
-  std::string scheme = options.scheme.str(), dtype = "f16";
+  std::string scheme, dtype = "f16";
   bool json = false, quiet = false;
-  app.add_option("SRC", options.source, "HF folder or GGUF file")->required();
+  app.add_option("SRC", options.source, "HF folder, GGUF file, or packed .pth file of OWQ")
+      ->required();
   app.add_option("-o,--output", options.output, "the .oq file to write")->required();
   app.add_option("--scheme", scheme, "round the blocks' linears to nearest, as in w4a16g64")
-      ->check(CLI::Validator(check_scheme, "SCHEME"))
-      ->capture_default_str();
-  auto* head_bits = app.add_option("--head-bits", options.head_bits,
-                                   "bits of embedding and head: 4, 6, 8, or 16 for --dtype");
-  head_bits->check(CLI::IsMember({4, 6, 8, 16}))->capture_default_str();
+      ->check(CLI::Validator(check_scheme, "SCHEME"));
+  app.add_option("--head-bits", options.head_bits,
+                 "bits of embedding and head: 4, 6, 8, or 16 for --dtype; 8 where --scheme rounds")
+      ->check(CLI::IsMember({4, 6, 8, 16}));
   app.add_option("--dtype", dtype, "type of what is not quantized: f16, bf16 or f32")
       ->check(CLI::IsMember({"f16", "bf16", "f32"}))
       ->capture_default_str();
@@ -61,11 +68,9 @@ int main(int argc, char** argv) {
   tool::add_quiet_flag(app, quiet);
 
   return tool::run(app, argc, argv, [&] {
-    options.scheme = Scheme::parse(scheme);
+    if (!scheme.empty()) options.scheme = Scheme::parse(scheme);
     options.dtype = kDtypes.at(dtype);
-    if (head_bits->count() > 0 && options.head_bits < 16 && !options.scheme.quantizes_weights()) {
-      throw tool::usage_error("--head-bits needs a --scheme that quantizes weights");
-    }
+    check_head_bits(options);
     std::unique_ptr<tool::Progress> progress;
     uint64_t shown = 0;
     const auto show = [&](uint64_t done, uint64_t total, std::string_view tensor) {

@@ -51,6 +51,7 @@ struct Known {
   std::vector<std::string_view> patterns;  ///< as the checkpoints write them
   std::vector<std::string_view> byte_patterns = {};
   bool ignore_merges = false;
+  bool nfc = false;
 };
 
 /// The pre-tokenizers behind the names that GGUF writers use, from the checkpoints that they stand
@@ -65,7 +66,8 @@ const std::vector<Known>& table() {
        {digit, kGpt2}},
       {{"llama-bpe", "llama3", "llama-v3", "falcon3"}, {kLlama3}, {}, true},
       {{"dbrx", "smaug-bpe", "chatglm-bpe"}, {kLlama3}},
-      {{"qwen2", "stablelm2", "deepseek-r1-qwen", "megrez"}, {kQwen2}},
+      {{"qwen2"}, {kQwen2}, {}, false, true},
+      {{"stablelm2", "deepseek-r1-qwen", "megrez"}, {kQwen2}},
       {{"falcon"}, {marks, kGpt2}, {byte_digits, "[0-9][0-9][0-9]"}},
       // What GGUF runtimes use where the name is "default".
       {{"default"}, {R"([\p{P}\$\+<=>\^~\|]+)", kGpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"}},
@@ -94,13 +96,15 @@ class Translator {
       if (c == '\\') {
         escape();
       } else {
-        if (in_class_)
-          in_class();
-        else if (c == '[')
+        bool keep = true;
+        if (depth_ > 0) {
+          keep = in_class();
+        } else if (c == '[') {
           open_class();
-        else if (c == '(')
+        } else if (c == '(') {
           group();
-        out_ += c;
+        }
+        if (keep) out_ += c;
         ++at_;
       }
     }
@@ -109,16 +113,26 @@ class Translator {
 
  private:
   void open_class() {
-    in_class_ = true;
+    depth_ = 1;
     const std::string_view rest = in_.substr(at_ + 1);
     if (rest.starts_with("]") || rest.starts_with("^]")) refuse("a class that starts with ]");
   }
 
-  void in_class() {
+  /// False where the character is to be left out: a class inside a class is a part of it, as
+  /// BLOOM's pattern has it, and PCRE2 wants it without brackets.
+  bool in_class() {
     const std::string_view rest = in_.substr(at_);
     if (rest.starts_with("&&")) refuse("an intersection of classes");
-    if (rest[0] == '[') refuse("a class inside a class");
-    if (rest[0] == ']') in_class_ = false;
+    if (rest[0] == '[') {
+      const bool plain = rest.size() > 1 && in_[at_ - 1] != '-' &&
+                         std::string_view("]^:[-").find(rest[1]) == std::string_view::npos;
+      if (!plain) refuse("a class inside a class");
+      ++depth_;
+      return false;
+    }
+    if (rest[0] != ']') return true;
+    if (--depth_ > 0 && rest.starts_with("]-")) refuse("a range from a class");
+    return depth_ == 0;
   }
 
   /// Letters before ':' or ')' are options; only case means the same in both.
@@ -135,8 +149,8 @@ class Translator {
     const char c = in_[at_ + 1];
     const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
     if (c == 's') {
-      out_ += in_class_ ? std::string(kSpaces) : "[" + std::string(kSpaces) + "]";
-    } else if (c == 'S' && !in_class_) {
+      out_ += depth_ > 0 ? std::string(kSpaces) : "[" + std::string(kSpaces) + "]";
+    } else if (c == 'S' && depth_ == 0) {
       out_ += "[^" + std::string(kSpaces) + "]";
     } else if (c == 'u' && at_ + 6 <= in_.size()) {
       out_ += "\\x{" + std::string(in_.substr(at_ + 2, 4)) + "}";
@@ -161,7 +175,7 @@ class Translator {
   const std::string& where_;
   std::string out_;
   size_t at_ = 0;
-  bool in_class_ = false;
+  int depth_ = 0;  ///< of classes around the place
 };
 
 }  // namespace
@@ -202,6 +216,7 @@ Pretokenization known_pretokenization(std::string_view name, const std::string& 
         p.patterns.push_back(to_pcre2(regex, where));
       p.byte_patterns.assign(row.byte_patterns.begin(), row.byte_patterns.end());
       p.ignore_merges = row.ignore_merges;
+      p.nfc = row.nfc;
       return p;
     }
     for (const std::string_view n : row.names)

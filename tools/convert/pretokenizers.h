@@ -4,13 +4,24 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/tokenizer/tokenizer_data.h"
+
 namespace oq::convert {
 
-/// How a byte-level BPE vocabulary wants its text cut, in .oq's terms (see oq::Pretokenizer).
+/// How a BPE vocabulary wants its text prepared and cut, in .oq's terms (see oq::TokenizerData).
 struct Pretokenization {
   std::vector<std::string> patterns, byte_patterns;
-  bool add_prefix_space = false;
+  PrefixSpace prefix_space = PrefixSpace::never;
   bool ignore_merges = false;
+  bool nfc = false;
+
+  void move_to(TokenizerData& data) {
+    data.patterns = std::move(patterns);
+    data.byte_patterns = std::move(byte_patterns);
+    data.prefix_space = prefix_space;
+    data.ignore_merges = ignore_merges;
+    data.nfc = nfc;
+  }
 };
 
 /// What a GGUF's `tokenizer.ggml.pre` stands for; throws oq::Error listing the known names.

@@ -98,7 +98,8 @@ Rope finish(const Config& config, const Frequencies& f, double attention_factor)
 /// config.json's settings under their group, which is "rope_scaling" or "rope_parameters".
 class HfSettings {
  public:
-  explicit HfSettings(const Config& config) : config_(config) {
+  HfSettings(const Config& config, double default_theta)
+      : config_(config), default_theta_(default_theta) {
     if (config.has_group("rope_parameters")) {
       group_ = "rope_parameters";
     } else if (config.has_group("rope_scaling")) {
@@ -126,7 +127,7 @@ class HfSettings {
   }
   double theta() const {
     return get_or("rope_theta",
-                  positive(config_, "rope_theta", config_.number_or("rope_theta", 10000.0)));
+                  positive(config_, "rope_theta", config_.number_or("rope_theta", default_theta_)));
   }
   /// The context before scaling.
   double original(int64_t context) const {
@@ -136,6 +137,7 @@ class HfSettings {
 
  private:
   const Config& config_;
+  double default_theta_;
   std::string group_;
 };
 
@@ -150,8 +152,8 @@ double hf_yarn_attention(const HfSettings& s, double factor) {
 
 }  // namespace
 
-Rope hf_rope(const Config& config, int64_t rope_dim, int64_t context) {
-  const HfSettings s(config);
+Rope hf_rope(const Config& config, int64_t rope_dim, int64_t context, double default_theta) {
+  const HfSettings s(config, default_theta);
   const double theta = s.theta();
   const std::string type = s.type();
   Frequencies f = base_frequencies(theta, rope_dim);

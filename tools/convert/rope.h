@@ -22,8 +22,10 @@ struct Rope {
 
 /// From config.json: rope_theta and rope_scaling (`type` or `rope_type`), or rope_parameters.
 /// default, linear, llama3, yarn; dynamic with a context_limit. Others are refused by name.
+/// `default_theta` is what holds where rope_theta is not given.
 /// PRECOND: rope_dim is even, > 0; context is max_position_embeddings.
-Rope hf_rope(const Config& config, int64_t rope_dim, int64_t context);
+Rope hf_rope(const Config& config, int64_t rope_dim, int64_t context,
+             double default_theta = 10000.0);
 
 /// From GGUF's "ARCH.rope.*". `factors` is the tensor rope_freqs.weight, by which frequencies are
 /// divided; empty where there is none. PRECOND: as above.

@@ -49,25 +49,6 @@ Grid choose_grid(std::span<const float> w, const Packing& p, uint64_t column) {
 
 }  // namespace
 
-Packing rtn_packing(const Scheme& scheme) {
-  Packing p;
-  p.bits = uint8_t(scheme.weight_bits);
-  p.five_levels = scheme.five_levels;
-  p.group = scheme.group;
-  if (scheme.symmetric) {
-    p.zero_mode = ZeroMode::constant;
-    p.zero = int16_t(scheme.five_levels ? 2 : (1 << (scheme.weight_bits - 1)) - 1);
-  }
-  return p;
-}
-
-Packing head_packing(int bits) {
-  Packing p;
-  p.bits = uint8_t(bits);
-  p.group = 64;
-  return p;
-}
-
 void rtn_row(std::span<const float> weights, uint64_t row, PackedBuilder& out) {
   const PackedLayout& layout = out.layout();
   const Packing& p = layout.packing;

@@ -4,15 +4,8 @@
 #include <span>
 
 #include "format/packed.h"
-#include "format/scheme.h"
 
 namespace oq::convert {
-
-/// How a scheme's weights are packed by rounding to nearest. PRECOND: it quantizes weights.
-Packing rtn_packing(const Scheme& scheme);
-
-/// How embedding and head are packed: `bits` wide, asymmetric, groups of 64.
-Packing head_packing(int bits);
 
 /// Rounds one row to nearest and stores it, group by group:
 ///

@@ -7,20 +7,13 @@
 #include <fmt/format.h>
 
 #include "tools/convert/parallel.h"
+#include "tools/convert/quantized/packed_source.h"
 #include "tools/convert/rtn.h"
 
 namespace oq::convert {
 namespace {
 
 constexpr uint64_t kChunk = 1 << 20;  ///< weights per thread
-
-/// Where OQ's row (or element of a bias) `row` is found in a source that keeps pairs together.
-uint64_t source_row(const ModelConfig& c, RowOrder order, uint64_t row) {
-  if (order == RowOrder::halves) return row;
-  const auto head = uint64_t(c.head_dim), half = uint64_t(c.rope_dim / 2);
-  const uint64_t start = row / head * head, i = row % head;
-  return i < 2 * half ? start + 2 * (i % half) + i / half : row;
-}
 
 Error unusable(uint64_t at, float weight, bool finite, Kind dtype) {
   if (!finite) {
@@ -61,16 +54,22 @@ void store(std::span<const float> in, std::byte* out, uint64_t first, Kind dtype
   }
 }
 
+/// The checkpoint has quantized it, and a file may keep it so.
+bool taken_over(const Binding& b) {
+  return b.source != nullptr && b.source->packed != nullptr &&
+         (b.spec.role == Role::linear || b.spec.role == Role::head);
+}
+
 }  // namespace
 
 std::optional<Packing> Storage::packing(Role role) const {
   if (role == Role::linear) return linears;
-  return role == Role::vector ? std::nullopt : head;
+  return role == Role::embedding || role == Role::head ? head : std::nullopt;
 }
 
 Kind Storage::kind(Role role) const {
   if (packing(role)) return Kind::packed;
-  return role == Role::vector ? Kind::f32 : dtype;
+  return role == Role::f32 ? Kind::f32 : dtype;
 }
 
 TensorWriter::TensorWriter(const Checkpoint& checkpoint, const Model& model, const Storage& storage,
@@ -83,7 +82,9 @@ TensorWriter::TensorWriter(const Checkpoint& checkpoint, const Model& model, con
 
 void TensorWriter::write(const Binding& b) {
   try {
-    if (const auto packing = storage_.packing(b.spec.role)) {
+    if (taken_over(b)) {
+      write_taken_over(b);
+    } else if (const auto packing = storage_.packing(b.spec.role)) {
       write_packed(b, *packing);
     } else {
       write_plain(b);
@@ -98,24 +99,22 @@ void TensorWriter::write(const Binding& b) {
 }
 
 void TensorWriter::report(const Binding& b, uint64_t rows) const {
-  if (b.source == nullptr) return;
-  progress_(b.source->data.size() / b.source->rows * rows, b.spec.name);
+  if (b.source != nullptr) progress_(b.source_bytes() / uint64_t(b.spec.rows) * rows, b.spec.name);
 }
 
 void TensorWriter::read_rows(const Binding& b, uint64_t row0, uint64_t n, float* out) const {
   const auto cols = uint64_t(b.spec.cols);
   if (b.source == nullptr) {
-    std::copy(model_.rope.inv_freq.begin(), model_.rope.inv_freq.end(), out);
-  } else if (b.order == RowOrder::halves) {
-    checkpoint_.read_rows(*b.source, row0, n, out);
-  } else if (b.spec.role == Role::vector) {
-    std::vector<float> source(cols);
+    for (uint64_t i = 0; i < n; ++i) model_.compute(b.spec.name, row0 + i, {out + i * cols, cols});
+  } else if (b.vector() && !b.rows.identity()) {
+    std::vector<float> source(b.source->cols);
     checkpoint_.read_rows(*b.source, 0, 1, source.data());
-    for (uint64_t i = 0; i < cols; ++i) out[i] = source[source_row(model_.config, b.order, i)];
+    for (uint64_t i = 0; i < cols; ++i) out[i] = source[b.rows(i)];
   } else {
-    for (uint64_t i = 0; i < n; ++i) {
-      const uint64_t row = source_row(model_.config, b.order, row0 + i);
-      checkpoint_.read_rows(*b.source, row, 1, out + i * cols);
+    for (uint64_t i = 0; i < n;) {
+      const uint64_t together = b.rows.together(row0 + i, n - i);
+      checkpoint_.read_rows(*b.source, b.rows(row0 + i), together, out + i * cols);
+      i += together;
     }
   }
 }
@@ -157,6 +156,25 @@ void TensorWriter::write_packed(const Binding& b, const Packing& packing) {
   out_.add(
       {.name = b.spec.name, .kind = Kind::packed, .rows = rows, .cols = cols, .packing = packing},
       builder.bytes());
+  report(b, rows);
+}
+
+void TensorWriter::write_taken_over(const Binding& b) {
+  const PackedSource& source = *b.source->packed;
+  const auto rows = uint64_t(b.spec.rows), cols = uint64_t(b.spec.cols);
+  PackedBuilder builder(rows, cols, source.packing());
+  builder.set_weak_indices(source.weak_indices());
+  with_place(checkpoint_.config().where(), [&] {
+    parallel_ranges(rows, kPanelRows, storage_.threads, [&](uint64_t begin, uint64_t end) {
+      for (uint64_t row = begin; row < end; ++row) source.copy_row(b.rows(row), row, builder);
+    });
+  });
+  out_.add({.name = b.spec.name,
+            .kind = Kind::packed,
+            .rows = rows,
+            .cols = cols,
+            .packing = source.packing()},
+           builder.bytes());
   report(b, rows);
 }
 

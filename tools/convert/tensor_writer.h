@@ -23,7 +23,8 @@ struct Storage {
 };
 
 /// Streams tensors from a checkpoint into a .oq file. A tensor that is not quantized passes through
-/// in chunks of 2^20 weights per thread; a quantized one is packed whole and read row by row.
+/// in chunks of 2^20 weights per thread; a quantized one is packed whole and read row by row. A
+/// linear or head that the checkpoint has quantized is taken over as it is, whatever the storage.
 class TensorWriter {
  public:
   /// Told how many bytes of the source were just converted, and for which tensor.
@@ -38,6 +39,7 @@ class TensorWriter {
  private:
   void write_plain(const Binding& binding);
   void write_packed(const Binding& binding, const Packing& packing);
+  void write_taken_over(const Binding& binding);
   void report(const Binding& binding, uint64_t rows) const;
   void read_rows(const Binding& binding, uint64_t row0, uint64_t n, float* out) const;
 

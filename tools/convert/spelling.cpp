@@ -1,4 +1,4 @@
-#include "tools/convert/byte_level.h"
+#include "tools/convert/spelling.h"
 
 #include <array>
 #include <unordered_set>
@@ -22,6 +22,54 @@ std::array<int, 0x144> make_alphabet() {
   return bytes;
 }
 
+constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
+
+/// The byte that "<0x41>" names, or -1.
+int named_byte(std::string_view text) {
+  constexpr std::string_view kDigits = "0123456789ABCDEF";
+  if (text.size() != 6 || !text.starts_with("<0x") || text[5] != '>') return -1;
+  const size_t high = kDigits.find(text[3]), low = kDigits.find(text[4]);
+  if (high == std::string_view::npos || low == std::string_view::npos) return -1;
+  return int(high * 16 + low);
+}
+
+/// The bytes of a marked token; nothing where no text leads to it by merges.
+std::optional<std::string> from_marked(std::string_view text) {
+  if (named_byte(text) >= 0 || text.find(' ') != std::string_view::npos) return std::nullopt;
+  std::string bytes;
+  for (size_t at = 0; at < text.size();) {
+    const bool mark = text.substr(at).starts_with(kSpaceMark);
+    bytes += mark ? ' ' : text[at];
+    at += mark ? kSpaceMark.size() : 1;
+  }
+  return bytes;
+}
+
+void add_normal(Vocabulary& vocabulary, std::string_view text, Spelling spelling,
+                const std::string& where) {
+  if (spelling == Spelling::marked) {
+    const char byte = char(named_byte(text));
+    const auto bytes = from_marked(text);
+    if (named_byte(text) >= 0) {
+      vocabulary.add({&byte, 1}, {.type = TokenType::byte});
+    } else {
+      vocabulary.add(bytes ? *bytes : text,
+                     {.type = bytes ? TokenType::normal : TokenType::unused});
+    }
+    return;
+  }
+  const auto bytes = from_byte_level(text);
+  if (!bytes) {
+    throw Error({.what = "token " + std::to_string(vocabulary.size()) +
+                         " is not in the byte-level alphabet",
+                 .where = where,
+                 .found = "'" + std::string(text) + "'",
+                 .hint = "OQ runs byte-level BPE (GPT-2's, LLaMA-3's), BPE with byte_fallback, and "
+                         "sentencepiece"});
+  }
+  vocabulary.add(*bytes, {});
+}
+
 }  // namespace
 
 std::optional<std::string> from_byte_level(std::string_view text) {
@@ -39,22 +87,15 @@ std::optional<std::string> from_byte_level(std::string_view text) {
   return bytes;
 }
 
-Vocabulary byte_level_vocabulary(std::span<const SourceToken> tokens, const std::string& where) {
+Vocabulary bpe_vocabulary(std::span<const SourceToken> tokens, Spelling spelling,
+                          const std::string& where) {
   Vocabulary vocabulary;
-  for (size_t id = 0; id < tokens.size(); ++id) {
-    const auto& [text, kind] = tokens[id];
-    if (kind.type != TokenType::normal) {
+  for (const auto& [text, kind] : tokens) {
+    if (kind.type == TokenType::normal) {
+      add_normal(vocabulary, text, spelling, where);
+    } else {
       vocabulary.add(text, kind);
-      continue;
     }
-    const auto bytes = from_byte_level(text);
-    if (!bytes) {
-      throw Error({.what = "token " + std::to_string(id) + " is not in the byte-level alphabet",
-                   .where = where,
-                   .found = "'" + std::string(text) + "'",
-                   .hint = "OQ runs byte-level BPE (GPT-2's, LLaMA-3's) and sentencepiece"});
-    }
-    vocabulary.add(*bytes, kind);
   }
   vocabulary.index(where);
   return vocabulary;
@@ -71,16 +112,18 @@ std::pair<std::string_view, std::string_view> split_merge(std::string_view merge
   return {merge.substr(0, space), merge.substr(space + 1)};
 }
 
-std::vector<Merge> byte_level_merges(
-    std::span<const std::pair<std::string_view, std::string_view>> merges, const Vocabulary& tokens,
-    const std::string& where) {
+std::vector<Merge> bpe_merges(std::span<const std::pair<std::string_view, std::string_view>> merges,
+                              const Vocabulary& tokens, Spelling spelling,
+                              const std::string& where) {
+  const auto read = spelling == Spelling::marked ? from_marked : from_byte_level;
   std::unordered_set<std::string_view> other;  // texts that are no normal tokens
   for (int32_t id = 0; id < tokens.size(); ++id) {
-    if (tokens.kind(id).type != TokenType::normal) other.insert(tokens.bytes(id));
+    const TokenType type = tokens.kind(id).type;
+    if (type != TokenType::normal && type != TokenType::byte) other.insert(tokens.bytes(id));
   }
   std::vector<Merge> result;
   for (const auto& [left, right] : merges) {
-    const auto l = from_byte_level(left), r = from_byte_level(right);
+    const auto l = read(left), r = read(right);
     const bool written = l && r;
     const Merge merge = written ? Merge{tokens.find(*l), tokens.find(*r)} : Merge{-1, -1};
     if (merge.left >= 0 && merge.right >= 0 && tokens.find(*l + *r) >= 0) {
@@ -88,6 +131,7 @@ std::vector<Merge> byte_level_merges(
       continue;
     }
     const std::string joined = std::string(left).append(right);
+    if (spelling == Spelling::marked && !(written && read(joined))) continue;
     const bool around = other.count(left) != 0 || other.count(right) != 0 ||
                         other.count(joined) != 0 || (written && other.count(*l + *r) != 0);
     if (around) continue;
