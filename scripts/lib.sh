@@ -7,7 +7,7 @@ say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
 build_packages=(build-essential cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev
-  nlohmann-json3-dev libpcre2-dev libsentencepiece-dev libedit-dev doctest-dev)
+  nlohmann-json3-dev libpcre2-dev libsentencepiece-dev libedit-dev libopenblas-dev doctest-dev)
 test_packages=(clang clang-format clang-tidy libclang-rt-14-dev)
 model_packages=(python3-pip unzip)
 

@@ -1,0 +1,39 @@
+#include "tools/calibrate/block_job.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace oq::calibrate {
+
+std::string BlockJob::full_name(const std::string& name) const {
+  return fmt::format("blocks.{}.{}", index_, name);
+}
+
+void BlockJob::notice(const std::string& text) const {
+  if (observer_.notice) observer_.notice(text);
+}
+
+void BlockJob::observe(const BlockRunner::Tap& tap) {
+  std::vector<float> x;
+  for (int64_t w = 0; w < hidden_.windows(); ++w) {
+    const auto window = hidden_.window(w);
+    x.assign(window.begin(), window.end());
+    runner_.forward(weights_, options_.scheme, x.data(), hidden_.tokens(), tap);
+  }
+}
+
+void BlockJob::store(const std::string& name, QuantizedLinear linear, LinearReport report) {
+  done_.insert_or_assign(name, Done{std::move(linear), std::move(report)});
+}
+
+void BlockJob::apply() {
+  for (const auto& [name, done] : done_) {
+    LinearWeights& l = weights_.linears.at(name);
+    l.weight = done.linear.dequantize();
+    l.weak = done.linear.weak;
+    l.input_bits = options_.scheme.activation_bits;
+  }
+}
+
+}  // namespace oq::calibrate

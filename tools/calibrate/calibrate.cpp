@@ -1,0 +1,236 @@
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "format/bytes.h"
+#include "format/crc32c.h"
+#include "tools/calibrate/calibration_text.h"
+#include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/preflight.h"
+#include "tools/calibrate/report.h"
+#include "tools/calibrate/smoothing.h"
+#include "tools/calibrate/work_folder.h"
+
+namespace oq::calibrate {
+namespace {
+
+/// Everything that shapes the result, in one line.
+std::string options_text(const Options& o) {
+  std::string t =
+      fmt::format("--method {} --scheme {} --head-bits {} --tuning {}", o.method, o.scheme.str(),
+                  o.head_bits, o.tuning == Tuning::mse ? "mse" : "minmax");
+  if (!o.text.empty()) {
+    t += fmt::format(" --windows {} --window {} --seed {}", o.windows, o.window, o.seed);
+  }
+  if (o.target_bits > 0) t += fmt::format(" --target-bits {}", o.target_bits);
+  if (o.weak_columns > 0) t += fmt::format(" --weak-columns {}", o.weak_columns);
+  if (!o.layers.empty()) t += fmt::format(" --layers {}", fmt::join(o.layers, ","));
+  if (o.paper_counts) t += " --paper-counts";
+  if (o.act_order) t += " --act-order";
+  if (o.static_groups) t += " --static-groups";
+  if (o.true_sequential) t += " --true-sequential";
+  t += fmt::format(" --damp {}", o.damp);
+  if (o.smooth) t += fmt::format(" --smooth --alpha {} --min-scale {}", o.alpha, o.min_scale);
+  return t;
+}
+
+/// The checksums of a model's tensors, which its directory holds anyway.
+uint32_t fingerprint(const File& file) {
+  uint32_t crc = 0;
+  for (const TensorInfo& t : file.tensors()) {
+    crc = crc32c(std::as_bytes(std::span(&t.crc, 1)), crc);
+  }
+  return crc;
+}
+
+/// Refuses what no method could make sense of, before any work is done.
+void check(const Options& o, const File& file, const ModelConfig& config) {
+  const auto refuse = [&](std::string what, std::string hint) {
+    return Error({.what = std::move(what), .where = file.path().string(), .hint = std::move(hint)});
+  };
+  for (const TensorSpec& spec : tensor_specs(config)) {
+    if (file.tensor(spec.name).kind == Kind::packed) {
+      throw refuse("is quantized already: '" + spec.name + "' is packed",
+                   "calibrate the f16 model (oq-convert without --scheme)");
+    }
+  }
+  if (o.window > config.context) {
+    throw refuse(fmt::format("--window {} is longer than the model's context", o.window),
+                 fmt::format("take at most {}", config.context));
+  }
+  if (o.window < 2 || o.windows < 1) throw refuse("needs windows of 2 tokens or more", "");
+  if (o.method == "act-only" && o.scheme.quantizes_weights()) {
+    throw refuse("--method act-only leaves weights as they are", "take a scheme such as w16a8");
+  }
+  if (o.method != "act-only" && !o.scheme.quantizes_weights()) {
+    throw refuse("the scheme leaves weights as they are", "take --method act-only for it");
+  }
+  if (o.method == "awrq" && o.scheme.activation_bits == 16) {
+    throw refuse("AWRQ needs a scheme that quantizes activations", "such as w4a8");
+  }
+  if (o.act_order && o.scheme.group > 0 && !o.static_groups) {
+    throw refuse("--act-order with groups needs --static-groups",
+                 "a file's groups are of original columns");
+  }
+}
+
+class Calibration {
+ public:
+  Calibration(const Options& o, const Observer& observer)
+      : o_(o), observer_(observer), file_(File::open(o.input)), config_(ModelConfig::load(*file_)) {
+    check_tensors(*file_, config_);
+    check(o_, *file_, config_);
+    method_ = make_method(o_);
+    needs_text_ = o_.smooth || method_->needs_text();
+    if (needs_text_ && o_.text.empty()) {
+      throw Error({.what = fmt::format("--method {} needs calibration text", o_.method),
+                   .where = o_.input.string(),
+                   .hint = "give --text FILE or --text self"});
+    }
+    std::error_code absent;
+    if (std::filesystem::equivalent(o_.input, o_.output, absent)) {
+      throw Error({.what = "is the input itself",
+                   .where = o_.output.string(),
+                   .hint = "give another name with -o"});
+    }
+  }
+
+  Result run() {
+    if (needs_text_) text_ = calibration_text(file_, o_, observer_);
+    const Preflight flight = preflight(*file_, config_, o_, int64_t(text_.windows.size()));
+    if (observer_.notice) observer_.notice(flight.text());
+    flight.check(o_.output);
+    WorkFolder work(o_.output, key(), o_.resume);
+    BlockRunner runner(file_, needs_text_ ? o_.window : 1, o_.threads);
+    HiddenStates hidden(std::max<int64_t>(1, int64_t(text_.windows.size())),
+                        needs_text_ ? o_.window : 1, config_.hidden, flight.hidden_memory_limit,
+                        work.path());
+    if (needs_text_) runner.embed(text_.windows, hidden.data());
+    for (int64_t b = 0; b < config_.blocks; ++b) {
+      if (b >= work.finished()) quantize(runner, hidden, work, b);
+      if (needs_text_) advance(runner, hidden, work, b);
+      progress(b + 1, fmt::format("block {} of {}", b + 1, config_.blocks));
+    }
+    Result result = assemble(runner, work);
+    work.remove();
+    if (!o_.report.empty()) write_report(o_, config_, text_.source, result);
+    return result;
+  }
+
+ private:
+  std::string key() const {
+    return fmt::format("{}; model {:08x}; text {:08x}; " OQ_VERSION, options_text(o_),
+                       fingerprint(*file_), text_.crc);
+  }
+
+  void progress(int64_t done, std::string_view what) const {
+    if (observer_.progress) observer_.progress(double(done), double(config_.blocks), what);
+  }
+
+  void quantize(BlockRunner& runner, const HiddenStates& hidden, WorkFolder& work, int64_t b) {
+    BlockJob job(runner, hidden, o_, observer_, b, BlockWeights::load(*file_, config_, b));
+    if (o_.smooth) smooth_block(job);
+    method_->quantize(job);
+    work.write(b, job, *file_);
+  }
+
+  /// The block that follows sees what this one's file computes.
+  void advance(BlockRunner& runner, HiddenStates& hidden, const WorkFolder& work, int64_t b) const {
+    const BlockWeights block = load_finished(*work.block(b), config_, o_.scheme, b);
+    for (int64_t w = 0; w < hidden.windows(); ++w) {
+      const std::span<float> x = hidden.window(w);
+      runner.forward(block, o_.scheme, x.data(), hidden.tokens());
+      for (float v : x) {
+        if (std::isfinite(v)) continue;
+        throw Error({.what = "the block's output is not finite",
+                     .where = fmt::format("blocks.{}, calibration window {}", b, w),
+                     .hint = "raise --damp, or take a scheme with more bits"});
+      }
+    }
+  }
+
+  void write_head(BlockRunner& runner, const TensorSpec& spec, Writer& out) const {
+    const Packing packing = head_packing(o_.head_bits);
+    const Matrix w(spec.rows, spec.cols, read_tensor(*file_, spec.name));
+    const auto q = round_to_nearest(runner.pool(), w, {.packing = packing});
+    out.add({.name = spec.name,
+             .kind = Kind::packed,
+             .rows = uint64_t(spec.rows),
+             .cols = uint64_t(spec.cols),
+             .packing = packing},
+            q.pack().bytes());
+  }
+
+  Result assemble(BlockRunner& runner, const WorkFolder& work) const {
+    const auto specs = tensor_specs(config_);
+    Writer out(o_.output, file_->tensors().size() + 8,
+               std::max<size_t>(16 << 10, 2 * file_->metadata().encode().size()));
+    out.metadata = file_->metadata();
+    Result result;
+    std::shared_ptr<const File> block;
+    std::string prefix = "/";  // of the open block
+    for (const TensorInfo& t : file_->tensors()) {
+      if (t.kind == Kind::bytes) out.add(clean(t), file_->data(t));  // the tokenizer's
+    }
+    for (const TensorSpec& spec : specs) {
+      const bool table = spec.role == Role::embedding || spec.role == Role::head;
+      if (spec.name.rfind("blocks.", 0) == 0) {
+        if (spec.name.rfind(prefix, 0) != 0) {
+          const int64_t index = std::stoll(spec.name.substr(7));
+          prefix = fmt::format("blocks.{}.", index);
+          block = work.block(index);
+          const auto reports = work.reports(index);
+          result.linears.insert(result.linears.end(), reports.begin(), reports.end());
+        }
+        const TensorInfo& t = block->tensor(spec.name);
+        out.add(clean(t), block->data(t));
+      } else if (table && o_.head_bits < 16) {
+        write_head(runner, spec, out);
+      } else {
+        const TensorInfo& t = file_->tensor(spec.name);
+        out.add(clean(t), file_->data(t));
+      }
+    }
+    set_provenance(out.metadata);
+    out.finish();
+    const auto written = File::open(o_.output);
+    result.bits_per_weight = linear_bytes(*written, config_).bits_per_weight();
+    result.bytes = written->bytes();
+    return result;
+  }
+
+  /// A directory entry as the writer wants it: place and checksum are its own business.
+  static TensorInfo clean(const TensorInfo& t) {
+    return {.name = t.name, .kind = t.kind, .rows = t.rows, .cols = t.cols, .packing = t.packing};
+  }
+
+  void set_provenance(Metadata& m) const {
+    m.set("scheme", o_.scheme.str());
+    m.set("head_bits", int64_t(o_.head_bits));
+    m.set("calibration.method", o_.method);
+    m.set("calibration.options", options_text(o_));
+    m.set("calibration.text", text_.source);
+    m.set("calibration.text_crc32c", fmt::format("{:08x}", text_.crc));
+    m.set("calibration.model_crc32c", fmt::format("{:08x}", fingerprint(*file_)));
+    m.set("calibration.seed", int64_t(o_.seed));
+    m.set("calibration.tool", std::string("oq-calibrate " OQ_VERSION));
+  }
+
+  Options o_;
+  const Observer& observer_;
+  std::shared_ptr<const File> file_;
+  ModelConfig config_;
+  std::unique_ptr<Method> method_;
+  bool needs_text_ = false;
+  CalibrationText text_;
+};
+
+}  // namespace
+
+Result calibrate(const Options& options, const Observer& observer) {
+  return Calibration(options, observer).run();
+}
+
+}  // namespace oq::calibrate

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+
+namespace oq::calibrate {
+
+/// What enters the next block: [windows][tokens][hidden] floats, in memory, or in an unlinked file
+/// where they would take more than `memory_limit` bytes. Zero at first. Owns its mapping.
+class HiddenStates {
+ public:
+  /// Throws oq::Error when there is neither memory nor disk.
+  HiddenStates(int64_t windows, int64_t tokens, int64_t hidden, uint64_t memory_limit,
+               const std::filesystem::path& scratch_folder);
+  ~HiddenStates();
+  HiddenStates(const HiddenStates&) = delete;
+  HiddenStates& operator=(const HiddenStates&) = delete;
+
+  int64_t windows() const { return windows_; }
+  int64_t tokens() const { return tokens_; }
+  bool on_disk() const { return on_disk_; }
+  static uint64_t bytes(int64_t windows, int64_t tokens, int64_t hidden);
+
+  float* data() { return data_; }
+  std::span<float> window(int64_t i) { return {data_ + i * size_, size_t(size_)}; }
+  std::span<const float> window(int64_t i) const { return {data_ + i * size_, size_t(size_)}; }
+
+ private:
+  int64_t windows_, tokens_, size_;
+  bool on_disk_;
+  float* data_ = nullptr;
+};
+
+}  // namespace oq::calibrate

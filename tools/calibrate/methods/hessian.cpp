@@ -1,0 +1,194 @@
+/// The methods that know their inputs by second moments: GPTQ, OWQ (weak columns stay in 16-bit
+/// floats) and AWRQ (weights reformulated for quantized inputs). All are one solver, fed
+/// differently.
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/solver/awrq.h"
+#include "tools/calibrate/solver/gptq.h"
+#include "tools/calibrate/solver/owq.h"
+
+namespace oq::calibrate {
+namespace {
+
+using Group = std::vector<std::string>;
+
+/// "experts.3.up" is of type "up".
+std::string type_of(const std::string& linear) {
+  const size_t dot = linear.rfind('.');
+  return dot == std::string::npos ? linear : linear.substr(dot + 1);
+}
+
+class HessianMethod final : public Method {
+ public:
+  explicit HessianMethod(const Options& o)
+      : options_(o), awrq_(o.method == "awrq"), owq_(o.method == "owq") {
+    gptq_.grid = {.packing = packing_of(o.scheme), .tuning = o.tuning};
+    gptq_.static_groups = o.static_groups;
+  }
+
+  void quantize(BlockJob& job) override {
+    if (counts_.empty()) count_weak(job);
+    for (const std::vector<Group>& batch : batches(job)) {
+      std::map<std::string, Moments> moments = observe(job, batch);
+      for (const Group& group : batch) {
+        solve_group(job, group, moments[group.front()]);
+        moments.erase(group.front());
+      }
+      if (options_.true_sequential) job.apply();
+    }
+  }
+
+ private:
+  /// Groups whose moments are held at the same time: one by one where each is to see the linears
+  /// before it quantized, else as many as come to no more than the largest of them.
+  std::vector<std::vector<Group>> batches(BlockJob& job) const {
+    const auto size = [&](const Group& g) {
+      const int64_t in = job.weights().linears.at(g.front()).in();
+      return in * in;
+    };
+    const std::vector<Group> groups = input_groups(job.config());
+    int64_t most = 0;
+    for (const Group& g : groups) most = std::max(most, size(g));
+    std::vector<std::vector<Group>> batches;
+    int64_t room = 0;
+    for (const Group& g : groups) {
+      // The largest may have the small ones beside it, up to twice its size in all.
+      if (batches.empty() || options_.true_sequential || room < size(g)) {
+        batches.emplace_back();
+        room = 2 * most;
+      }
+      batches.back().push_back(g);
+      room -= size(g);
+    }
+    return batches;
+  }
+
+  std::map<std::string, Moments> observe(BlockJob& job, const std::vector<Group>& batch) const {
+    std::map<std::string, MomentAccumulator> sums;
+    std::map<std::string, bool> seen;
+    for (const Group& g : batch) {
+      sums.emplace(g.front(), MomentAccumulator(job.weights().linears.at(g.front()).in(), awrq_));
+    }
+    std::vector<float> quantized;
+    job.observe([&](const Group& group, const float* x, int64_t rows, int64_t cols) {
+      const auto it = sums.find(group.front());
+      if (it == sums.end()) return;
+      seen[group.front()] = true;
+      const std::span<const float> values(x, size_t(rows * cols));
+      with_place("input of " + job.full_name(group.front()), [&] {
+        if (!awrq_) return it->second.add(job.pool(), values);
+        quantized.assign(values.begin(), values.end());
+        quantize_activations(job.pool(), quantized, cols, options_.scheme.activation_bits,
+                             options_.scheme.per_tensor);
+        it->second.add(job.pool(), values, quantized);
+      });
+    });
+    std::map<std::string, Moments> moments;
+    for (auto& [name, sum] : sums) {
+      if (seen[name]) moments[name] = std::move(sum).finish();
+    }
+    return moments;
+  }
+
+  /// Linears of a group share the inverse as long as they share the order of columns.
+  void solve_group(BlockJob& job, const Group& group, const Moments& moments) {
+    std::optional<InverseFactor> shared;
+    for (const std::string& name : group) {
+      with_place(job.full_name(name), [&] { solve(job, name, moments, shared); });
+    }
+  }
+
+  void solve(BlockJob& job, const std::string& name, const Moments& moments,
+             std::optional<InverseFactor>& shared) {
+    const Matrix& w = job.weights().linears.at(name).weight;
+    LinearReport report{.name = job.full_name(name), .output_error = NAN};
+    if (moments.windows == 0) {  // an expert that no token chose
+      job.notice(job.full_name(name) + " saw no token and is rounded to nearest");
+      auto q = round_to_nearest(job.pool(), w, gptq_.grid);
+      report.weight_error = relative_weight_error(w, q.dequantize());
+      return job.store(name, std::move(q), std::move(report));
+    }
+    const uint32_t count = counts_.at(type_of(name));
+    std::vector<uint32_t> weak;
+    std::vector<float> score;
+    const std::vector<float> diag = diagonal(moments.hessian);
+    if (count > 0) {
+      score = sensitivity(job.pool(), w, diag, gptq_.grid);
+      weak = largest(score, count);
+    } else if (options_.act_order) {
+      score = diag;
+    }
+    if (!options_.act_order) score.clear();
+    if (count > 0 || !shared) {
+      shared = invert(job.pool(), moments.hessian, column_order(w.cols(), weak, score),
+                      damping(job, name));
+    }
+    const Matrix start = awrq_ ? reformulate(job.pool(), w, moments.cross, *shared) : Matrix();
+    auto q = gptq(job.pool(), w, *shared, gptq_, awrq_ ? &start : nullptr).linear;
+    const Matrix result = q.dequantize();
+    report.output_error = relative_output_error(job.pool(), w, result, moments.hessian);
+    report.weight_error = relative_weight_error(w, result);
+    report.weak_columns = int64_t(weak.size());
+    report.damp = shared->damp;
+    job.store(name, std::move(q), std::move(report));
+  }
+
+  Damping damping(BlockJob& job, const std::string& name) const {
+    return {.damp = options_.damp, .on_failure = [&job, name](const Damping::Failure& f) {
+              job.notice(fmt::format("{}: Cholesky failed at column {} with --damp {}; trying {}",
+                                     job.full_name(name), f.column, f.damp, f.next));
+            }};
+  }
+
+  void count_weak(BlockJob& job) {
+    std::vector<LinearType> types;
+    for (const auto& [name, l] : job.weights().linears) {
+      const std::string type = type_of(name);
+      const auto known = std::find_if(types.begin(), types.end(),
+                                      [&](const LinearType& t) { return t.name == type; });
+      if (known != types.end()) {
+        ++known->count;
+        continue;
+      }
+      const auto& chosen = options_.layers;
+      types.push_back({.name = type,
+                       .rows = l.out(),
+                       .cols = l.in(),
+                       .chosen = chosen.empty() ||
+                                 std::find(chosen.begin(), chosen.end(), type) != chosen.end()});
+    }
+    const double d = double(job.config().hidden);
+    for (LinearType& t : types) t.ratio = std::min(1.0, d * d / double(t.rows * t.cols));
+    std::vector<uint32_t> counts(types.size(), 0);
+    const double bits = options_.scheme.five_levels ? 7.0 / 3 : options_.scheme.weight_bits;
+    if (owq_ && options_.target_bits > 0) {
+      counts = options_.paper_counts ? weak_counts_paper(types, bits, options_.target_bits)
+                                     : weak_counts(types, bits, options_.target_bits);
+    }
+    for (size_t i = 0; i < types.size(); ++i) {
+      if (owq_ && options_.weak_columns > 0 && types[i].chosen) {
+        counts[i] = uint32_t(std::min(options_.weak_columns, types[i].cols));
+      }
+      counts_[types[i].name] = counts[i];
+    }
+  }
+
+  Options options_;
+  bool awrq_, owq_;
+  GptqOptions gptq_;
+  std::map<std::string, uint32_t> counts_;  ///< weak columns by type
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_hessian_method(const Options& options) {
+  return std::make_unique<HessianMethod>(options);
+}
+
+}  // namespace oq::calibrate

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "tools/calibrate/block_job.h"
+
+namespace oq::calibrate {
+
+/// A way to quantize a block. A new one is a new file in this folder and a line in methods.cpp.
+class Method {
+ public:
+  virtual ~Method() = default;
+
+  /// Whether it looks at calibration inputs at all.
+  virtual bool needs_text() const { return true; }
+
+  /// Stores every linear that is to be quantized. Throws oq::Error naming the tensor.
+  virtual void quantize(BlockJob& job) = 0;
+};
+
+/// Throws oq::Error that lists the names.
+std::unique_ptr<Method> make_method(const Options& options);
+std::vector<std::string_view> method_names();
+
+std::unique_ptr<Method> make_rounding(const Options& options);
+std::unique_ptr<Method> make_hessian_method(const Options& options);
+
+}  // namespace oq::calibrate

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "format/scheme.h"
+#include "tools/calibrate/solver/grid.h"
+
+namespace oq::calibrate {
+
+/// What a user may ask for. Names are those of the flags.
+struct Options {
+  std::filesystem::path input, output;
+  std::string method = "gptq";
+  Scheme scheme;
+  int head_bits = 8;  ///< of embedding and head, rounded to nearest; 16: as they are
+
+  std::string text;  ///< a file (.jsonl: its "text" fields are documents), or "self"
+  int64_t windows = 128, window = 2048;
+  uint64_t seed = 0;
+
+  double target_bits = 0;           ///< OWQ's count of bits per weight; 0: none
+  int64_t weak_columns = 0;         ///< per linear, instead
+  std::vector<std::string> layers;  ///< types that may have weak columns ("q", "down"); empty: all
+  bool paper_counts = false;        ///< columns by the paper's formula instead of by storage
+  Tuning tuning = Tuning::minmax;
+  bool act_order = false, static_groups = false, true_sequential = false;
+  double damp = 0.01;
+  bool smooth = false;
+  double alpha = 0.5, min_scale = 0.01;
+
+  int threads = 0;
+  bool resume = false;
+  std::filesystem::path report;  ///< HTML; empty: none
+};
+
+/// How a calibration tells what it does. Members may be empty.
+struct Observer {
+  /// `done` of `total` units of work; now at `what`.
+  std::function<void(double done, double total, std::string_view what)> progress;
+  /// Something that the user should know, in one line.
+  std::function<void(std::string_view text)> notice;
+};
+
+/// What came of one linear; kept in the block's file, so that a resumed run reports it too.
+struct LinearReport {
+  std::string name;         ///< "blocks.3.q"
+  double output_error = 0;  ///< relative, on the calibration inputs; NaN where none were seen
+  double weight_error = 0;  ///< relative
+  double bits = 0;          ///< per weight, as stored
+  int64_t weak_columns = 0;
+  double damp = 0;  ///< that Cholesky needed; 0 where there was none
+};
+
+struct Result {
+  double bits_per_weight = 0;
+  uint64_t bytes = 0;
+  std::vector<LinearReport> linears;
+};
+
+/// Calibrates `input` block by block and writes `output`. Finished blocks are kept beside it, in
+/// OUTPUT.work, until all are done; with `resume` a killed run goes on after the last of them, and
+/// with the same number of threads comes to the same bytes. Memory: one block in fp32 a few times,
+/// the hidden states of all windows (in a file where they would fill memory), the Hessians of one
+/// block's inputs up to three times the largest. On failure throws oq::Error, and `output` is as
+/// it was.
+Result calibrate(const Options& options, const Observer& observer = {});
+
+}  // namespace oq::calibrate

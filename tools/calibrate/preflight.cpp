@@ -1,0 +1,135 @@
+#include "tools/calibrate/preflight.h"
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+
+#include <fmt/format.h>
+
+#include "tools/calibrate/block.h"
+#include "tools/calibrate/hidden_states.h"
+#include "tools/calibrate/solver/linalg.h"
+
+namespace oq::calibrate {
+namespace {
+
+/// Of memory that can be had without swapping; 0 where the system does not say.
+uint64_t available_memory() {
+  std::ifstream in("/proc/meminfo");
+  std::string key;
+  uint64_t kib = 0;
+  while (in >> key >> kib) {
+    if (key == "MemAvailable:") return kib << 10;
+    in.ignore(64, '\n');
+  }
+  return 0;
+}
+
+/// Floating-point operations per second of a product like a block's.
+double blas_speed(int threads) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int64_t n = 768;
+  ThreadPool pool(threads);
+  const BlasThreads blas(pool.threads());
+  const std::vector<float> a(n * n, 1.0f);
+  std::vector<float> c(n * n);
+  double best = 0;
+  for (int i = 0; i < 4; ++i) {
+    const auto start = Clock::now();
+    gemm({.m = n,
+          .n = n,
+          .k = n,
+          .alpha = 1,
+          .a = a.data(),
+          .a_stride = n,
+          .b = a.data(),
+          .b_stride = n,
+          .beta = 0,
+          .c = c.data(),
+          .c_stride = n});
+    const std::chrono::duration<double> time = Clock::now() - start;
+    best = std::max(best, 2.0 * n * n * n / time.count());
+  }
+  return best;
+}
+
+struct BlockSize {
+  double weights = 0, squares = 0, largest_square = 0;
+};
+
+/// Sizes of a block's linears, and of the Hessians of their inputs.
+BlockSize block_size(const File& file, const ModelConfig& config) {
+  BlockSize size;
+  for (const auto& group : input_groups(config)) {
+    double square = 0;
+    for (const std::string& name : group) {
+      const TensorInfo& t = file.tensor("blocks.0." + name);
+      size.weights += double(t.elements());
+      square = double(t.cols) * double(t.cols);
+    }
+    size.squares += square;
+    size.largest_square = std::max(size.largest_square, square);
+  }
+  return size;
+}
+
+}  // namespace
+
+Preflight preflight(const File& file, const ModelConfig& config, const Options& o,
+                    int64_t windows) {
+  const BlockSize block = block_size(file, config);
+  const double tokens = double(windows) * double(o.window);
+  const double used = config.experts > 0 ? double(config.experts_used) / double(config.experts) : 1;
+  const bool moments = o.method == "gptq" || o.method == "owq" || o.method == "awrq";
+  const int passes = windows == 0 ? 0 : 1 + (moments ? 1 : 0) + (o.smooth ? 1 : 0);
+  Preflight p;
+  const double attention = 2.0 * double(o.window) * double(config.q_width());
+  p.flops = double(config.blocks) * tokens *
+            (passes * (2 * block.weights * used + attention) +
+             (moments ? block.squares * used * (o.method == "awrq" ? 3 : 1) : 0));
+  p.seconds = p.flops / blas_speed(o.threads);
+
+  const uint64_t hidden = windows == 0 ? 0 : HiddenStates::bytes(windows, o.window, config.hidden);
+  p.available = available_memory();
+  p.hidden_memory_limit = p.available / 4;
+  const bool on_disk = hidden > p.hidden_memory_limit;
+  const double row =
+      4.0 * double(config.q_width() + 2 * config.kv_width() + 4 * config.hidden + 3 * config.mlp);
+  const double table = 4.0 * double(config.vocab) * double(config.table_width());
+  const double working =
+      4.0 * (3 * block.weights + (moments ? 3 * block.largest_square : 0)) + row * double(o.window);
+  p.memory = uint64_t(std::max(working, table)) + (on_disk ? 0 : hidden);
+  const double bits = o.scheme.quantizes_weights() ? o.scheme.weight_bits + 1 : 16;
+  p.disk = uint64_t(2 * block.weights * double(config.blocks) * bits / 8) +
+           file.tensor("embedding").bytes * 2 + (on_disk ? hidden : 0);
+  return p;
+}
+
+std::string Preflight::text() const {
+  return fmt::format(
+      "about {:.1f} GB of memory ({:.1f} available), {:.1f} GB of disk, {:.1e} "
+      "floating-point operations: {:.0f} minutes or more",
+      double(memory) / 1e9, double(available) / 1e9, double(disk) / 1e9, flops, seconds / 60);
+}
+
+void Preflight::check(const std::filesystem::path& output) const {
+  std::error_code unknown;
+  const auto folder = std::filesystem::absolute(output).parent_path();
+  const auto space = std::filesystem::space(folder, unknown);
+  if (!unknown && space.available < disk) {
+    throw Error({.what = "there is not enough room on the disk",
+                 .where = folder.string(),
+                 .expected = fmt::format("{} MiB", disk >> 20),
+                 .found = fmt::format("{} MiB", space.available >> 20),
+                 .hint = "make room, or write to another disk"});
+  }
+  if (available > 0 && memory > available) {
+    throw Error({.what = "there is not enough memory",
+                 .where = "calibration",
+                 .expected = fmt::format("{} MiB", memory >> 20),
+                 .found = fmt::format("{} MiB", available >> 20),
+                 .hint = "take a shorter --window, or a machine with more"});
+  }
+}
+
+}  // namespace oq::calibrate
