@@ -51,7 +51,8 @@ int main(int argc, char** argv) {
   convert::Options options;
   std::string scheme, dtype = "f16";
   bool json = false, quiet = false;
-  app.add_option("SRC", options.source, "HF folder, GGUF file, or packed .pth file of OWQ")
+  app.add_option("SRC", options.source,
+                 "HF folder, GGUF file, packed .pth of OWQ; a tokenizer file with --vocab-only")
       ->required();
   app.add_option("-o,--output", options.output, "the .oq file to write")->required();
   app.add_option("--scheme", scheme, "round the blocks' linears to nearest, as in w4a16g64")
