@@ -3,17 +3,15 @@
 #include <cstdint>
 #include <functional>
 #include <span>
-#include <string>
-#include <string_view>
 #include <vector>
 
-#include "runtime/decoder.h"
+#include "tools/eval/logits.h"
+#include "tools/eval/windows.h"
 
 namespace oq {
 
-/// Perplexity of a text, as the papers measure it: the ids of the whole text are cut into windows
-/// that do not overlap, what is left over is dropped, and a window's score is the mean of
-/// -log p over all its tokens but the first. `perplexity` is exp of the mean over windows.
+/// Perplexity of a text, as the papers measure it: a window's score is the mean of -log p over all
+/// its tokens but the first, and `perplexity` is exp of the mean over windows.
 struct Perplexity {
   double perplexity = 0;
   double standard_error = 0;  ///< of `perplexity`, from the spread of all scored tokens
@@ -22,17 +20,22 @@ struct Perplexity {
   std::vector<double> window_nll;  ///< mean of each window: what paired comparisons need
 };
 
-/// `window` tokens per window, at most `max_windows` windows (0: all). Calls `progress` with the
-/// number of tokens of each step. Throws oq::Error when the text is shorter than one window, or
-/// when the model's logits are not finite.
+/// `window` tokens per window, at most `max_windows` windows (0: all). A window is one step of the
+/// decoder if that has max_rows >= window, else several. Calls `progress` with the number of
+/// tokens of each step. Throws oq::Error as cut_windows does, or when the logits are not finite.
 Perplexity measure_perplexity(Decoder& decoder, std::span<const int32_t> ids, int64_t window,
                               int64_t max_windows, const std::function<void(int64_t)>& progress);
 
-/// The string that the papers make of WikiText: every line with its newline (an empty one without
-/// text or newline), joined by two newlines.
-std::string join_like_hf(std::string_view text);
+/// What changes from one model to another over the same windows. The standard errors are those of
+/// paired samples: what makes a window hard for both is no part of them.
+struct Difference {
+  double nll = 0;  ///< difference of the means over windows
+  double nll_standard_error = 0;
+  double perplexity = 0;
+  double perplexity_standard_error = 0;  ///< to first order
+};
 
-/// -log softmax(logits)[target], in double.
-double negative_log_likelihood(std::span<const float> logits, int32_t target);
+/// `to` minus `from`. PRECOND: both have the same windows of the same ids.
+Difference paired_difference(const Perplexity& from, const Perplexity& to);
 
 }  // namespace oq

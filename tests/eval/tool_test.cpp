@@ -1,0 +1,176 @@
+/// The program: several models, texts and tasks in one go, and what it refuses.
+
+#include <cmath>
+
+#include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
+
+#include "tests/eval/models.h"
+
+using namespace oq;
+using namespace oq::test;
+using doctest::Approx;
+
+namespace {
+
+nlohmann::json json_of(std::vector<std::string> args) {
+  args.emplace_back("--json");
+  const ProcessResult r = oq_eval(args);
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  return nlohmann::json::parse(r.out);
+}
+
+void check_ends(const std::vector<std::string>& args, int code,
+                const std::vector<std::string>& says) {
+  const ProcessResult r = oq_eval(args);
+  CAPTURE(r.err);
+  CHECK(r.code == code);
+  CHECK(r.out.empty());
+  for (const std::string& part : says) {
+    CAPTURE(part);
+    CHECK(r.err.find(part) != std::string::npos);
+  }
+}
+
+struct Questions {
+  Questions() {
+    write_file(copa,
+               R"({"premise": "The cat sat.", "choice1": "It was old.", "choice2": "He ran.", )"
+               R"("question": "cause", "label": 0})"
+               "\n"
+               R"({"premise": "The dog ran.", "choice1": "It fell.", "choice2": "We won.", )"
+               R"("question": "effect", "label": 1})"
+               "\n");
+    write_file(lambada, "the cat and the dog\nthe dog and the cat\nthe cat of the house\n");
+  }
+  TempDir dir;
+  std::string copa = dir / "copa.jsonl", lambada = dir / "lambada.txt";
+};
+
+}  // namespace
+
+TEST_CASE("several texts and models stand in one table, with paired differences") {
+  const Models& m = models();
+  const TempDir dir;
+  write_file(dir / "more.txt", read_file(m.text).substr(200));
+  const auto json = json_of({m.f16, m.w3, "--perplexity", m.text, dir / "more.txt", "--window",
+                             "32", "--max-windows", "4"});
+  CHECK(json["window"] == 32);
+  const auto& rows = json["results"];
+  REQUIRE(rows.size() == 4);
+  CHECK(rows[0]["model"] == m.f16);
+  CHECK(rows[1]["text"] == (dir / "more.txt").string());
+  CHECK(rows[3]["model"] == m.w3);
+  CHECK_FALSE(rows[0].contains("difference"));
+  for (int t = 0; t < 2; ++t) {
+    const auto a = rows[size_t(t)]["window_nll"].get<std::vector<double>>();
+    const auto b = rows[size_t(t + 2)]["window_nll"].get<std::vector<double>>();
+    REQUIRE(a.size() == 4);
+    double mean = 0, squares = 0;
+    for (size_t i = 0; i < 4; ++i) mean += (b[i] - a[i]) / 4;
+    for (size_t i = 0; i < 4; ++i) squares += std::pow(b[i] - a[i] - mean, 2);
+    const auto& d = rows[size_t(t + 2)]["difference"];
+    CHECK(d["nll"].get<double>() == Approx(mean));
+    CHECK(d["nll_standard_error"].get<double>() == Approx(std::sqrt(squares / 3 / 4)));
+    CHECK(d["perplexity"].get<double>() == Approx(rows[size_t(t + 2)]["perplexity"].get<double>() -
+                                                  rows[size_t(t)]["perplexity"].get<double>()));
+  }
+  const ProcessResult table =
+      oq_eval({m.f16, m.w3, "--perplexity", m.text, dir / "more.txt", "--window", "32"});
+  CHECK(table.out.find("| model | scheme | bits/weight | text | perplexity | +- | difference | +- |"
+                       " windows | tokens |\n") == 0);
+  CHECK(std::count(table.out.begin(), table.out.end(), '\n') == 6);
+}
+
+TEST_CASE("the only model may come last") {
+  const Models& m = models();
+  const ProcessResult r =
+      run({tool("oq-eval"), "--quiet", "--window", "32", "--perplexity", m.text, m.f16});
+  CHECK_MESSAGE(r.code == 0, r.err);
+  CHECK(r.out.find("difference") == std::string::npos);
+}
+
+TEST_CASE("divergence from a reference") {
+  const Models& m = models();
+  const std::vector<std::string> args = {m.f16,      m.w3, "--divergence",  m.f16, m.text,
+                                         "--window", "32", "--max-windows", "3"};
+  const auto rows = json_of(args)["divergence"];
+  REQUIRE(rows.size() == 2);
+  CHECK(rows[0]["kl_mean"] == 0);
+  CHECK(rows[0]["agreement"] == 1);
+  CHECK(rows[1]["kl_mean"].get<double>() > 0);
+  CHECK(rows[1]["kl_percentile_99"].get<double>() > rows[1]["kl_mean"].get<double>());
+  CHECK(rows[1]["agreement"].get<double>() < 1);
+  CHECK(rows[1]["tokens"] == 3 * 31);
+  const ProcessResult table = oq_eval(args);
+  CHECK(table.out.find("| model | scheme | bits/weight | KL mean | +- | KL 99 % | same top-1, %") ==
+        0);
+  check_ends({m.w3, "--divergence", m.other, m.text, "--window", "32"}, 1,
+             {"w3.oq", "different vocabularies", "<|im_over|>"});
+  check_ends({m.w3, "--divergence", m.f16}, 2, {"--divergence"});
+}
+
+TEST_CASE("tasks, several at a time") {
+  const Models& m = models();
+  const Questions q;
+  const std::vector<std::string> args = {m.f16, m.w3, "--task", "copa=" + q.copa,
+                                         "lambada=" + q.lambada};
+  const auto rows = json_of(args)["tasks"];
+  REQUIRE(rows.size() == 4);
+  CHECK(rows[0]["task"] == "copa");
+  CHECK(rows[0]["questions"] == 2);
+  CHECK(rows[0]["log_likelihoods"][1].size() == 2);
+  CHECK_FALSE(rows[0].contains("acc_norm"));
+  CHECK(rows[1]["task"] == "lambada");
+  CHECK(rows[1]["perplexity"]["value"].get<double>() > 1);
+  CHECK(rows[2]["model"] == m.w3);
+  CHECK(rows[2]["log_likelihoods"] != rows[0]["log_likelihoods"]);
+
+  auto few = args;
+  few.insert(few.end(), {"--max-questions", "1"});
+  const auto first = json_of(few)["tasks"];
+  CHECK(first[0]["questions"] == 1);
+  CHECK(first[0]["log_likelihoods"][0] == rows[0]["log_likelihoods"][0]);
+
+  auto again = args;
+  again.insert(again.end(), {"--harness", "joint"});
+  CHECK(json_of(again)["tasks"] == rows);
+  again.back() = "separate";
+  CHECK(json_of(again)["tasks"].size() == 4);
+  again.emplace_back("--bos");
+  CHECK(json_of(again)["tasks"][0]["log_likelihoods"] != rows[0]["log_likelihoods"]);
+}
+
+TEST_CASE("everything in one go") {
+  const Models& m = models();
+  const Questions q;
+  const std::vector<std::string> args = {
+      m.w3,   "--perplexity", m.text,           "--divergence", m.f16,
+      m.text, "--task",       "copa=" + q.copa, "--window",     "32"};
+  const auto json = json_of(args);
+  CHECK(json["results"].size() == 1);
+  CHECK(json["divergence"].size() == 1);
+  CHECK(json["tasks"].size() == 1);
+  const ProcessResult tables = oq_eval(args);
+  CHECK(tables.code == 0);
+  CHECK(std::count(tables.out.begin(), tables.out.end(), '\n') == 3 * 3 + 2);
+}
+
+TEST_CASE("wrong usage is 2, a wrong file is 1") {
+  const Models& m = models();
+  const Questions q;
+  const TempDir dir;
+  write_file(dir / "bad.jsonl", read_file(q.copa) + "{\"premise\": \"x\"}\n");
+  check_ends({m.f16}, 2, {"--perplexity, --divergence or --task"});
+  check_ends({m.f16, "--task", "arc=" + q.copa}, 2, {"'arc=", "arc_easy", "lambada"});
+  check_ends({m.f16, "--task", "copa"}, 2, {"NAME=FILE"});
+  check_ends({m.f16, "--task", "copa="}, 2, {"NAME=FILE"});
+  check_ends({"--task", "copa=" + q.copa, m.f16, m.w3}, 2, {"NAME=FILE"});
+  check_ends({m.f16, "--task", "copa=" + q.copa, "--harness", "none"}, 2, {"--harness"});
+  check_ends({m.f16, "--task", "copa=" + q.copa, "--max-questions", "-1"}, 2, {"--max-questions"});
+  check_ends({m.f16, "--task", "copa=" + (dir / "absent").string()}, 1,
+             {"oq-eval: ", "absent", "check the path"});
+  check_ends({m.f16, "--task", "copa=" + (dir / "bad.jsonl").string()}, 1,
+             {"oq-eval: ", "bad.jsonl, line 3", "'question'"});
+  check_ends({m.f16, "--task", "hellaswag=" + q.copa}, 1, {"copa.jsonl, line 1", "'endings'"});
+}
