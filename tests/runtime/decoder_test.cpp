@@ -10,6 +10,7 @@
 #include "tests/plain_model.h"
 #include "tests/support.h"
 #include "tests/tiny_oq.h"
+#include "tests/variants.h"
 
 using namespace oq;
 using test::PlainModel;
@@ -86,49 +87,6 @@ double nmse(const std::vector<std::vector<float>>& a, const std::vector<std::vec
 
 }  // namespace
 
-/// What the families of the table have that LLaMA has not, in other mixtures.
-std::vector<ModelConfig> other_configs() {
-  std::vector<ModelConfig> configs(6, test::tiny_config());
-  const auto without_rope = [](ModelConfig& c, PositionKind kind) {
-    c.positions = kind;
-    c.rope_dim = 0;
-  };
-  ModelConfig& opt = configs[0];
-  without_rope(opt, PositionKind::learned);
-  opt.norm = NormKind::layer;
-  opt.gated = false;
-  opt.activation = Activation::relu;
-  opt.qkv_bias = opt.o_bias = opt.mlp_bias = opt.tied_head = true;
-  configs[1] = opt;
-  configs[1].post_norm = true;
-  configs[1].final_norm = false;
-  configs[1].embedding_width = 40;
-  ModelConfig& falcon = configs[2];
-  falcon.norm = NormKind::layer;
-  falcon.parallel = falcon.shared_norm = true;
-  falcon.gated = false;
-  falcon.activation = Activation::gelu;
-  falcon.kv_heads = 1;
-  ModelConfig& falcon40 = configs[3];
-  falcon40 = falcon;
-  falcon40.shared_norm = false;
-  falcon40.kv_heads = 3;
-  falcon40.window = 9;
-  falcon40.embedding_width = 56;  // with a final norm
-  ModelConfig& bloom = configs[4];
-  without_rope(bloom, PositionKind::alibi);
-  bloom.norm = NormKind::layer;
-  bloom.embedding_norm = true;
-  bloom.gated = false;
-  bloom.activation = Activation::gelu_tanh;
-  bloom.kv_heads = 6;
-  ModelConfig& mixtral = configs[5];
-  mixtral.experts = 5;
-  mixtral.experts_used = 2;
-  mixtral.window = 16;
-  return configs;
-}
-
 TEST_CASE("the decoder computes what the formulas say, for every scheme and variant") {
   TempDir dir;
   std::vector<TinyOq> variants(3);
@@ -146,7 +104,7 @@ TEST_CASE("the decoder computes what the formulas say, for every scheme and vari
     tiny.scheme = scheme;
     tiny.weak_columns = scheme[1] == '3' ? 4 : 0;
   }
-  for (const ModelConfig& config : other_configs()) {
+  for (const ModelConfig& config : test::variant_configs()) {
     for (const char* scheme : {"w16a16", "w4a16g32"}) {
       TinyOq& tiny = variants.emplace_back();
       tiny.config = config;
@@ -188,7 +146,7 @@ TEST_CASE("prefill equals token by token, bit for bit, exact or not") {
 
 TEST_CASE("prefill equals token by token for every variant, beside other sequences") {
   TempDir dir;
-  for (const ModelConfig& config : other_configs()) {
+  for (const ModelConfig& config : test::variant_configs()) {
     TinyOq tiny;
     tiny.config = config;
     tiny.scheme = "w4a16g32";

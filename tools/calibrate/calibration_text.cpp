@@ -124,8 +124,8 @@ CalibrationText calibration_text(const std::shared_ptr<const File>& file, const 
   if (o.text == "self") {
     text.windows = from_model(file, o, observer);
   } else {
-    const auto tokenizer = Tokenizer::load(*file);
     const std::string all = tool::read_text(o.text);
+    const auto tokenizer = Tokenizer::load(*file);
     text.windows = with_place(o.text, [&] {
       return o.text.ends_with(".jsonl") ? from_documents(o, *tokenizer, all)
                                         : from_stream(o, *tokenizer, all);

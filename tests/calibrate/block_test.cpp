@@ -1,0 +1,121 @@
+/// The calibrator's forward pass against the runtime's decoder, and smoothing against no smoothing:
+/// for every variant of a block.
+
+#include "tools/calibrate/block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include "kernels/reference/ops.h"
+#include "runtime/decoder.h"
+#include "tests/support.h"
+#include "tests/tiny_oq.h"
+#include "tests/variants.h"
+#include "tools/calibrate/block_job.h"
+#include "tools/calibrate/smoothing.h"
+#include "tools/calibrate/work_folder.h"
+
+using namespace oq;
+using namespace oq::calibrate;
+using test::TempDir;
+
+namespace {
+
+std::vector<int32_t> some_tokens(size_t n) {
+  std::vector<int32_t> ids;
+  for (size_t i = 0; i < n; ++i) ids.push_back(int32_t((i * i * 7 + 3 * i + 5) % 101));
+  return ids;
+}
+
+/// What the final norm and the head make of hidden states.
+std::vector<float> logits_of(const File& file, const ModelConfig& c, std::span<const float> x) {
+  std::vector<float> v(x.begin(), x.end());
+  if (c.final_norm) {
+    const auto weight = read_tensor(file, "final_norm");
+    const std::vector<float> in = v;
+    if (c.norm == NormKind::rms) {
+      reference::rms_norm(in, weight, c.norm_eps, v);
+    } else {
+      reference::layer_norm(in, weight, read_tensor(file, "final_norm.bias"), c.norm_eps, v);
+    }
+  }
+  const auto times = [&](const std::string& name, int64_t rows) {
+    std::vector<float> y(size_t(rows), 0.0f);
+    reference::linear(read_tensor(file, name), {}, v, 1, rows, int64_t(v.size()), y);
+    v = y;
+  };
+  if (c.projected()) times("project_out", c.embedding_width);
+  times(c.tied_head ? "embedding" : "head", c.vocab);
+  return v;
+}
+
+double worst(std::span<const float> a, std::span<const float> b) {
+  double w = 0;
+  for (size_t i = 0; i < a.size(); ++i) w = std::max(w, std::fabs(double(a[i]) - double(b[i])));
+  return w;
+}
+
+}  // namespace
+
+TEST_CASE("blocks compute what the decoder does, for every variant") {
+  const TempDir dir;
+  for (const ModelConfig& config : test::variant_configs()) {
+    for (const char* scheme : {"w16a16", "w4a8", "w3a16q8kv8"}) {
+      CAPTURE(scheme);
+      test::TinyOq tiny;
+      tiny.config = config;
+      tiny.scheme = scheme;
+      tiny.weak_columns = 3;
+      const auto file = test::make_tiny_oq(dir / "m.oq", tiny);
+      const auto tokens = some_tokens(20);
+      Decoder decoder(file, make_cpu_backend(1), {.context = 20, .exact = true});
+      BlockRunner runner(file, 20, 2);
+      std::vector<float> x(tokens.size() * size_t(config.hidden));
+      runner.embed(std::vector<std::vector<int32_t>>{tokens}, x.data());
+      for (int64_t b = 0; b < config.blocks; ++b) {
+        const BlockWeights block = load_finished(*file, config, Scheme::parse(scheme), b);
+        runner.forward(block, Scheme::parse(scheme), x.data(), int64_t(tokens.size()));
+      }
+      const auto last = std::span(x).last(size_t(config.hidden));
+      const auto truth = decoder.feed(tokens);
+      double size = 0;
+      for (float v : truth) size = std::max(size, std::fabs(double(v)));
+      // A rounding that falls the other way moves an activation by a code, so only a16 is close.
+      const double limit = std::strcmp(scheme, "w16a16") == 0 ? 1e-4 : 0.05 * size;
+      CHECK(worst(logits_of(*file, config, last), truth) < limit);
+    }
+  }
+}
+
+TEST_CASE("smoothing folds without changing what a block computes") {
+  const TempDir dir;
+  for (const ModelConfig& config : test::variant_configs()) {
+    test::TinyOq tiny;
+    tiny.config = config;
+    const auto file = test::make_tiny_oq(dir / "m.oq", tiny);
+    const std::vector<std::vector<int32_t>> windows = {some_tokens(20)};
+    BlockRunner runner(file, 20, 1);
+    HiddenStates hidden(1, 20, config.hidden, 1 << 30, dir.path());
+    runner.embed(windows, hidden.data());
+    Options options;
+    options.smooth = true;
+    const Observer observer;
+    BlockJob job(runner, hidden, options, observer, 0, BlockWeights::load(*file, config, 0));
+    const BlockWeights before = job.weights();
+    smooth_block(job);
+    std::vector<float> a(hidden.window(0).begin(), hidden.window(0).end()), b = a;
+    runner.forward(before, {}, a.data(), 20);
+    runner.forward(job.weights(), {}, b.data(), 20);
+    double size = 0;
+    for (float v : a) size = std::max(size, std::fabs(double(v)));
+    CHECK(worst(a, b) < 1e-5 * size);
+    const bool any = !config.post_norm || config.activation == Activation::relu;
+    if (any)
+      CHECK(worst(before.linears.at("o").weight.values(),
+                  job.weights().linears.at("o").weight.values()) > 0);
+  }
+}

@@ -1,0 +1,167 @@
+/// oq-calibrate from end to end on tiny models.
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include "runtime/decoder.h"
+#include "tests/support.h"
+#include "tests/tiny_oq.h"
+#include "tests/variants.h"
+#include "tools/calibrate/options.h"
+
+using namespace oq;
+using test::TempDir;
+namespace fs = std::filesystem;
+
+namespace {
+
+calibrate::Options options_of(const fs::path& in, const fs::path& out, const char* method,
+                              const char* scheme) {
+  calibrate::Options o;
+  o.input = in;
+  o.output = out;
+  o.method = method;
+  o.scheme = Scheme::parse(scheme);
+  o.text = "self";
+  o.windows = 3;
+  o.window = 24;
+  o.threads = 2;
+  if (o.method == "owq") o.weak_columns = 4;
+  if (o.method == "smoothquant") o.smooth = true;
+  return o;
+}
+
+std::string bytes_of(const fs::path& path) { return test::read_file(path); }
+
+std::string refusal(const calibrate::Options& o) {
+  try {
+    calibrate::calibrate(o);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "calibrated";
+}
+
+}  // namespace
+
+TEST_CASE("every method calibrates every variant, and the decoder runs the result") {
+  const TempDir dir;
+  for (const ModelConfig& config : test::variant_configs()) {
+    test::TinyOq tiny;
+    tiny.config = config;
+    test::make_tiny_oq(dir / "in.oq", tiny);
+    for (const auto& [method, scheme] :
+         {std::pair("rtn", "w4a16g32"), std::pair("smoothquant", "w4a8"),
+          std::pair("gptq", "w3a16g64"), std::pair("owq", "w3a16"), std::pair("awrq", "w4a8t"),
+          std::pair("act-only", "w16a8")}) {
+      CAPTURE(method);
+      const auto o = options_of(dir / "in.oq", dir / "out.oq", method, scheme);
+      const auto result = calibrate::calibrate(o);
+      const auto file = File::open(dir / "out.oq");
+      file->verify();
+      CHECK(file->metadata().get<std::string>("scheme") == scheme);
+      CHECK(file->metadata().get<std::string>("calibration.method") == method);
+      CHECK(fs::exists(dir / "out.oq.work") == false);
+      Decoder d(file, make_cpu_backend(1), {.context = 16});
+      const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
+      for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
+      if (o.method == "act-only") continue;
+      const TensorInfo& q = file->tensor("blocks.0.q");
+      CHECK(q.kind == Kind::packed);
+      CHECK(q.packing.weak_columns == (o.method == "owq" ? 4 : 0));
+      for (const auto& l : result.linears) CHECK(l.weight_error < 0.6);
+    }
+  }
+}
+
+TEST_CASE("a stopped run that is resumed comes to the same bytes") {
+  const TempDir dir;
+  test::TinyOq tiny;
+  tiny.config.blocks = 4;
+  test::make_tiny_oq(dir / "in.oq", tiny);
+  for (const auto& [method, scheme] : {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8")}) {
+    auto o = options_of(dir / "in.oq", dir / "whole.oq", method, scheme);
+    calibrate::calibrate(o);
+    fs::remove(dir / "resumed.oq");
+    o.output = dir / "resumed.oq";
+    struct Stop {};
+    const auto stop_after_two = [](double done, double total, std::string_view) {
+      if (total == 4 && done == 2) throw Stop();
+    };
+    CHECK_THROWS_AS(calibrate::calibrate(o, {.progress = stop_after_two, .notice = {}}), Stop);
+    CHECK(fs::exists(dir / "resumed.oq") == false);
+    CHECK(fs::exists(dir / "resumed.oq.work/block-0001.oq"));
+
+    auto other = o;  // other options must not go on with these blocks
+    other.resume = true;
+    other.damp = 0.02;
+    CHECK(refusal(other).find("other options") != std::string::npos);
+
+    o.resume = true;
+    calibrate::calibrate(o);
+    CHECK(bytes_of(dir / "resumed.oq") == bytes_of(dir / "whole.oq"));
+    calibrate::calibrate(o);  // again, from nothing
+    CHECK(bytes_of(dir / "resumed.oq") == bytes_of(dir / "whole.oq"));
+  }
+}
+
+TEST_CASE("knowing the inputs beats rounding to nearest where it is measured") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  const auto error = [&](const char* method) {
+    const auto o = options_of(dir / "in.oq", dir / (std::string(method) + ".oq"), method, "w3a16");
+    double sum = 0;
+    for (const auto& l : calibrate::calibrate(o).linears) sum += l.output_error;
+    return sum;
+  };
+  CHECK(error("owq") < error("gptq"));
+}
+
+TEST_CASE("what cannot be calibrated is refused before any work") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  test::TinyOq packed;
+  packed.scheme = "w4a16";
+  test::make_tiny_oq(dir / "packed.oq", packed);
+  const auto base = options_of(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
+  const auto with = [&](auto change) {
+    auto o = base;
+    change(o);
+    return refusal(o);
+  };
+  using O = calibrate::Options;
+  CHECK(with([&](O& o) { o.input = dir / "packed.oq"; }).find("quantized already") !=
+        std::string::npos);
+  CHECK(with([](O& o) { o.window = 701; }).find("context") != std::string::npos);
+  CHECK(with([](O& o) { o.method = "magic"; }).find("rtn, smoothquant") != std::string::npos);
+  CHECK(with([](O& o) { o.method = "act-only"; }).find("act-only") != std::string::npos);
+  CHECK(with([](O& o) { o.scheme = Scheme::parse("w16a8"); }).find("act-only") !=
+        std::string::npos);
+  CHECK(with([](O& o) { o.method = "awrq"; }).find("AWRQ") != std::string::npos);
+  CHECK(with([](O& o) { o.text = ""; }).find("--text") != std::string::npos);
+  CHECK(with([&](O& o) { o.text = (dir / "none.txt").string(); }).find("none.txt") !=
+        std::string::npos);
+  CHECK(with([&](O& o) { o.output = o.input; }).find("input itself") != std::string::npos);
+  CHECK(with([](O& o) {
+          o.scheme = Scheme::parse("w4a16g32");
+          o.act_order = true;
+        }).find("--static-groups") != std::string::npos);
+  CHECK(fs::exists(dir / "out.oq") == false);
+}
+
+TEST_CASE("a report is one page with a chart of every type of linear") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = options_of(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
+  o.report = dir / "report.html";
+  calibrate::calibrate(o);
+  const std::string html = bytes_of(o.report);
+  CHECK(html.find("<svg") != std::string::npos);
+  CHECK(html.find("blocks.1.down") != std::string::npos);
+  CHECK(html.find("src=") == std::string::npos);  // nothing from elsewhere
+  CHECK(html.find("http") == std::string::npos);
+}
