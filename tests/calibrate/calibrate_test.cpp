@@ -58,13 +58,13 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
          {std::pair("rtn", "w4a16g32"), std::pair("smoothquant", "w4a8"),
           std::pair("gptq", "w3a16g64"), std::pair("owq", "w3a16"), std::pair("awrq", "w4a8t"),
           std::pair("act-only", "w16a8")}) {
-      CAPTURE(method);
       const auto o = options_of(dir / "in.oq", dir / "out.oq", method, scheme);
+      CAPTURE(o.method);
       const auto result = calibrate::calibrate(o);
       const auto file = File::open(dir / "out.oq");
       file->verify();
       CHECK(file->metadata().get<std::string>("scheme") == scheme);
-      CHECK(file->metadata().get<std::string>("calibration.method") == method);
+      CHECK(file->metadata().get<std::string>("calibration.method") == o.method);
       CHECK(fs::exists(dir / "out.oq.work") == false);
       Decoder d(file, make_cpu_backend(1), {.context = 16});
       const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};

@@ -18,12 +18,17 @@ class Rounding final : public Method {
     if (!o.scheme.quantizes_weights()) return;
     const GridOptions grid{.packing = packing_of(o.scheme), .tuning = o.tuning};
     for (const auto& [name, linear] : job.weights().linears) {
-      auto q = with_place(job.full_name(name),
-                          [&] { return round_to_nearest(job.pool(), linear.weight, grid); });
+      auto q = round(job, name, linear.weight, grid);
       LinearReport report{.name = job.full_name(name), .output_error = NAN};
       report.weight_error = relative_weight_error(linear.weight, q.dequantize());
       job.store(name, std::move(q), std::move(report));
     }
+  }
+
+ private:
+  static QuantizedLinear round(BlockJob& job, const std::string& name, const Matrix& w,
+                               const GridOptions& grid) {
+    return with_place(job.full_name(name), [&] { return round_to_nearest(job.pool(), w, grid); });
   }
 };
 
