@@ -404,7 +404,9 @@ TEST_CASE("activations equal the reference, gated and plain, near and far from z
   const std::vector<float> far = {-1000.0f, -90.0f, 90.0f, 1000.0f, 0.0f, -0.0f, 1.0f, -1.0f};
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     CAPTURE(std::string(k->name));
-    for (const auto& [activation, formula] : all) {
+    for (const auto& row : all) {
+      const Activation activation = row.first;
+      float (*formula)(float) = row.second;
       CAPTURE(int(activation));
       for (size_t n : {1u, 8u, 37u, 576u}) {
         Rng rng(uint32_t(n) + 4);
