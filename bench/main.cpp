@@ -1,7 +1,6 @@
 #include <chrono>
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include "bench/pages.h"
 #include "bench/synthetic.h"
@@ -30,12 +29,6 @@ struct Report {
   uint64_t bytes_per_token;
   std::vector<Throughput> results;
 };
-
-double peak_mib() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return double(usage.ru_maxrss) / 1024;
-}
 
 /// Refuses what does not say, or says twice, what to measure.
 void check_model(const Options& o, const CLI::App& app) {
@@ -90,7 +83,7 @@ Report measure(const Options& o) {
            .weights_on_huge_pages = -1,
            .bytes_per_token = decoder.bytes_per_token(),
            .results = measure_throughput(decoder, tests, o.repetitions, probe)};
-  r.peak_mib = peak_mib();
+  r.peak_mib = double(tool::peak_memory()) / (1 << 20);
   r.weights_on_huge_pages = huge_page_share(file->data(file->tensors().back()));
   r.bandwidth = probe.best();
   r.huge_pages = probe.best_huge_pages();

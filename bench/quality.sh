@@ -6,9 +6,9 @@
 #
 # TEXT_FOLDER holds wikitext2-raw.valid.txt (calibration: 64 windows of 1024) and wikitext2-raw.test.txt
 # (evaluation: the first 40 windows of 2048). A row is "METHOD SCHEME [FLAG...]"; without any, all of the
-# table. Finished rows are kept in the cache, keyed by model, texts, tools and options, so the table may
-# be made in several goes; rows that are not finished yet are left out of it, and OQ_QUALITY=print only
-# prints what there is.
+# table. After --all-windows the whole text is evaluated. Finished rows are kept in the cache with their
+# models, keyed by model, texts, tools and options, so the table may be made in several goes; rows that are
+# not finished yet are left out of it, and OQ_QUALITY=print only prints what there is.
 set -euo pipefail
 . "$(dirname "$0")/../scripts/lib.sh"
 bin=$root/build/release/bin
@@ -17,11 +17,13 @@ shift 2
 rows=("$@")
 [ ${#rows[@]} -gt 0 ] || rows=(
   "full f16"
-  "rtn w4a16" "rtn w4a16g64" "gptq w4a16g64"
-  "rtn w3a16" "gptq w3a16" "owq w3a16 --target-bits 3.01" "owq w3a16 --target-bits 3.1"
+  "rtn w4a16g64" "gptq w4a16g64"
+  "rtn w3a16" "gptq w3a16" "owq w3a16 --target-bits 3.01" "owq w3a16 --target-bits 3.1" "rtn w4a16"
   "rtn w3a16g64" "gptq w3a16g64" "owq w3a16g64 --target-bits 3.01"
   "rtn w4a8" "smoothquant w4a8" "gptq w4a8" "awrq w4a8"
   "rtn w4a8t" "smoothquant w4a8t" "gptq w4a8t" "awrq w4a8t"
+  "gptq w4a16g64 --no-act-order --tuning minmax" "gptq w4a16g64 --text self"
+  "full f16 --all-windows" "gptq w4a16g64 --all-windows"
 )
 calibration=$texts/wikitext2-raw.valid.txt evaluation=$texts/wikitext2-raw.test.txt
 store=$cache/quality
@@ -35,26 +37,29 @@ f16() {  # the model that everything starts from, once
   echo "$store/$inputs.oq"
 }
 
-make_row() {  # make_row "METHOD SCHEME FLAG...": perplexity as JSON, kept
-  local row=$1 file made start method scheme
+make_row() {  # make_row "METHOD SCHEME FLAG...": perplexity and what the calibrator says, as JSON
+  local row=$1 file made method scheme flags text=(--text "$calibration") windows=40
   file=$(row_file "$row")
   [ -f "$file" ] && return
+  say "== $row"
+  if [[ $row = *" --all-windows" ]]; then
+    row=${row% --all-windows}
+    windows=0
+  fi
   read -r method scheme flags <<<"$row"
-  made=$store/$inputs-row.oq
-  start=$SECONDS
+  if [[ $flags = *--text* ]]; then text=(); fi
+  made=$(row_file "$row")
+  made=${made%.json}.oq
   if [ "$method" = full ]; then
     made=$(f16)
-  else
-    say "== $row"
+  elif [ ! -f "$made" ]; then
     # shellcheck disable=SC2086  # flags are words
     "$bin/oq-calibrate" "$(f16)" -o "$made" --method "$method" --scheme "$scheme" --head-bits 16 $flags \
-      --text "$calibration" --windows 64 --window 1024
+      "${text[@]}" --windows 64 --window 1024 --json >"${made%.oq}.made"
   fi
-  local seconds=$((SECONDS - start))
-  "$bin/oq-eval" "$made" --perplexity "$evaluation" --max-windows 40 --json >"$file.new"
-  echo "{\"seconds\": $seconds}" >>"$file.new"
+  "$bin/oq-eval" "$made" --perplexity "$evaluation" --max-windows "$windows" --json >"$file.new"
+  [ "$method" = full ] || cat "${made%.oq}.made" >>"$file.new"
   mv "$file.new" "$file"
-  [ "$method" = full ] || rm -f "$made"
 }
 
 # numbers FILE KEY: the values of a key, one per line
@@ -79,18 +84,21 @@ print_table() {
   echo "windows of 2048 of WikiText-2 test; embedding and head in f16. Differences are in perplexity, +- their"
   echo "paired standard error over the windows. The full-precision model is itself dequantized from Q4_1."
   echo
-  echo "| method | scheme | bits/weight | perplexity | against full precision | +- | against rtn | +- | seconds |"
-  echo "|---|---|---|---|---|---|---|---|---|"
-  local row file method scheme flags
+  echo "| method | scheme | bits/weight | perplexity | against full precision | +- | against rtn | +- | calibrated in s | with MB |"
+  echo "|---|---|---|---|---|---|---|---|---|---|"
+  local row file method scheme flags full
   for row in "${rows[@]}"; do
     file=$(row_file "$row")
     [ -f "$file" ] || continue
     read -r method scheme flags <<<"$row"
-    printf '| %s | %s | %.2f | %.2f | %s %s %s |\n' "$method${flags:+ $flags}" "$scheme" \
+    full="full f16"
+    if [[ $flags = *--all-windows ]]; then full+=" --all-windows"; fi
+    printf '| %s | %s | %.2f | %.2f | %s %s %s | %s |\n' "$method${flags:+ $flags}" "$scheme" \
       "$(numbers "$file" bits_per_weight | head -n 1)" "$(numbers "$file" perplexity | head -n 1)" \
-      "$(difference "$(row_file "full f16")" "$file")" \
+      "$(difference "$(row_file "$full")" "$file")" \
       "$(difference "$(row_file "rtn $scheme")" "$file")" \
-      "$(numbers "$file" seconds | tail -n 1)"
+      "$(numbers "$file" seconds | awk '{ printf "%.0f", $1 }')" \
+      "$(numbers "$file" peak_memory | awk '{ printf "%.0f", $1 / 1e6 }')"
   done
 }
 

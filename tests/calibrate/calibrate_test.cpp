@@ -12,6 +12,7 @@
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
 #include "tools/calibrate/options.h"
+#include "tools/calibrate/report.h"
 
 using namespace oq;
 using test::TempDir;
@@ -109,6 +110,22 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
   }
 }
 
+TEST_CASE("weak columns are stored in the type that was asked for") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = options_of(dir / "in.oq", dir / "out.oq", "owq", "w3a16");
+  const auto error_of = [&](bool bf16) {
+    o.weak_bf16 = bf16;
+    double sum = 0;
+    for (const auto& l : calibrate::calibrate(o).linears) sum += l.output_error;
+    CHECK(File::open(o.output)->tensor("blocks.1.down").packing.weak_bf16 == bf16);
+    return sum;
+  };
+  const double f16 = error_of(false), bf16 = error_of(true);
+  CHECK(f16 != bf16);
+  CHECK(bf16 == doctest::Approx(f16).epsilon(0.02));
+}
+
 TEST_CASE("knowing the inputs beats rounding to nearest where it is measured") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
@@ -146,10 +163,6 @@ TEST_CASE("what cannot be calibrated is refused before any work") {
   CHECK(with([&](O& o) { o.text = (dir / "none.txt").string(); }).find("none.txt") !=
         std::string::npos);
   CHECK(with([&](O& o) { o.output = o.input; }).find("input itself") != std::string::npos);
-  CHECK(with([](O& o) {
-          o.scheme = Scheme::parse("w4a16g32");
-          o.act_order = true;
-        }).find("--static-groups") != std::string::npos);
   CHECK(fs::exists(dir / "out.oq") == false);
 }
 
@@ -157,9 +170,17 @@ TEST_CASE("a report is one page with a chart of every type of linear") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
   auto o = options_of(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
-  o.report = dir / "report.html";
-  calibrate::calibrate(o);
-  const std::string html = bytes_of(o.report);
+  const auto result = calibrate::calibrate(o);
+  const calibrate::Measured measured = {
+      .text = "a text", .windows = 3, .window = 24, .before = 20.5, .after = 21.25};
+  calibrate::write_report(dir / "report.html", o, ModelConfig::load(*File::open(o.input)), result,
+                          measured);
+  const std::string html = bytes_of(dir / "report.html");
+  for (const char* part : {"codes of down", "scales", "zero points", "embedding", "the rest"}) {
+    CAPTURE(part);
+    CHECK(html.find(part) != std::string::npos);
+  }
+  CHECK(html.find("21.250, full precision 20.500") != std::string::npos);
   CHECK(html.find("<svg") != std::string::npos);
   CHECK(html.find("blocks.1.down") != std::string::npos);
   CHECK(html.find("src=") == std::string::npos);  // nothing from elsewhere

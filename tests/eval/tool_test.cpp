@@ -174,3 +174,42 @@ TEST_CASE("wrong usage is 2, a wrong file is 1") {
              {"oq-eval: ", "bad.jsonl, line 3", "'question'"});
   check_ends({m.f16, "--task", "hellaswag=" + q.copa}, 1, {"copa.jsonl, line 1", "'endings'"});
 }
+
+TEST_CASE("oq-calibrate --perplexity says what oq-eval says") {
+  const Models& m = models();
+  const TempDir dir;
+  const std::string made = dir / "made.oq";
+  const ProcessResult r = run({tool("oq-calibrate"),
+                               m.f16,
+                               "-o",
+                               made,
+                               "--method",
+                               "gptq",
+                               "--scheme",
+                               "w3a16g32",
+                               "--text",
+                               m.text,
+                               "--windows",
+                               "4",
+                               "--window",
+                               "32",
+                               "--perplexity",
+                               m.text,
+                               "--max-windows",
+                               "3",
+                               "--threads",
+                               "1",
+                               "--quiet",
+                               "--json",
+                               "--report",
+                               dir / "report.html"});
+  REQUIRE_MESSAGE(r.code == 0, r.err);
+  const auto said = nlohmann::json::parse(r.out)["perplexity"];
+  const auto rows = json_of(
+      {m.f16, made, "--perplexity", m.text, "--window", "32", "--max-windows", "3"})["results"];
+  CHECK(said["windows"] == 3);
+  CHECK(said["full_precision"].get<double>() == Approx(rows[0]["perplexity"].get<double>()));
+  CHECK(said["quantized"].get<double>() == Approx(rows[1]["perplexity"].get<double>()));
+  CHECK(said["quantized"].get<double>() != said["full_precision"].get<double>());
+  CHECK(read_file(dir / "report.html").find("full precision") != std::string::npos);
+}

@@ -9,7 +9,6 @@
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/preflight.h"
-#include "tools/calibrate/report.h"
 #include "tools/calibrate/smoothing.h"
 #include "tools/calibrate/work_folder.h"
 
@@ -28,7 +27,8 @@ std::string options_text(const Options& o) {
   if (o.weak_columns > 0) t += fmt::format(" --weak-columns {}", o.weak_columns);
   if (!o.layers.empty()) t += fmt::format(" --layers {}", fmt::join(o.layers, ","));
   if (o.paper_counts) t += " --paper-counts";
-  if (o.act_order) t += " --act-order";
+  if (o.weak_bf16) t += " --weak-type bf16";
+  if (!o.act_order) t += " --no-act-order";
   if (o.static_groups) t += " --static-groups";
   if (o.true_sequential) t += " --true-sequential";
   t += fmt::format(" --damp {}", o.damp);
@@ -70,10 +70,36 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
   if (o.method == "awrq" && o.scheme.activation_bits == 16) {
     throw refuse("AWRQ needs a scheme that quantizes activations", "such as w4a8");
   }
-  if (o.act_order && o.scheme.group > 0 && !o.static_groups) {
-    throw refuse("--act-order with groups needs --static-groups",
-                 "a file's groups are of original columns");
+}
+
+/// What the bytes of a written file are spent on.
+std::vector<Part> parts_of(const File& file) {
+  std::map<std::string, uint64_t> linears;
+  uint64_t scales = 0, zeros = 0, weak = 0, embedding = 0, head = 0, rest = 0;
+  for (const TensorInfo& t : file.tensors()) {
+    if (t.name == "embedding") {
+      embedding += t.bytes;
+    } else if (t.name == "head") {
+      head += t.bytes;
+    } else if (t.kind != Kind::packed) {
+      rest += t.bytes;
+    } else {
+      const PackedLayout l = PackedLayout::of(t.rows, t.cols, t.packing);
+      linears[t.name.substr(t.name.rfind('.') + 1)] += l.scales_offset;
+      scales += l.zeros_offset - l.scales_offset;
+      zeros += l.weak_index_offset - l.zeros_offset;
+      weak += l.bytes - l.weak_index_offset;
+    }
   }
+  std::vector<Part> parts;
+  for (const auto& [type, bytes] : linears) parts.push_back({"codes of " + type, bytes});
+  for (const auto& [name, bytes] :
+       {std::pair("scales", scales), std::pair("zero points", zeros),
+        std::pair("weak columns", weak), std::pair("embedding", embedding), std::pair("head", head),
+        std::pair("the rest", rest)}) {
+    if (bytes > 0) parts.push_back({name, bytes});
+  }
+  return parts;
 }
 
 class Calibration {
@@ -98,6 +124,9 @@ class Calibration {
   }
 
   Result run() {
+    if (o_.text == "self") {  // a decoder could only say that some logit is no number
+      for (const TensorSpec& spec : tensor_specs(config_)) read_tensor(*file_, spec.name);
+    }
     if (needs_text_) text_ = calibration_text(file_, o_, observer_);
     const Preflight flight = preflight(*file_, config_, o_, int64_t(text_.windows.size()));
     if (observer_.notice) observer_.notice(flight.text());
@@ -115,7 +144,6 @@ class Calibration {
     }
     Result result = assemble(runner, work);
     work.remove();
-    if (!o_.report.empty()) write_report(o_, config_, text_.source, result);
     return result;
   }
 
@@ -196,8 +224,12 @@ class Calibration {
     set_provenance(out.metadata);
     out.finish();
     const auto written = File::open(o_.output);
-    result.bits_per_weight = linear_bytes(*written, config_).bits_per_weight();
+    const LinearBytes linears = linear_bytes(*written, config_);
+    result.bits_per_weight = linears.bits_per_weight();
+    result.weights = linears.weights;
     result.bytes = written->bytes();
+    result.parts = parts_of(*written);
+    result.text_source = text_.source;
     return result;
   }
 

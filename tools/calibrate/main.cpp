@@ -1,12 +1,16 @@
+#include <chrono>
 #include <memory>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "tools/calibrate/measure.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/options.h"
+#include "tools/calibrate/report.h"
 #include "tools/common/cli.h"
+#include "tools/common/text_file.h"
 
 namespace {
 
@@ -24,7 +28,8 @@ std::string check_scheme(const std::string& text) {
 
 struct Arguments {
   calibrate::Options options;
-  std::string scheme, tuning;
+  std::string scheme, tuning, report, weak_type = "f16", perplexity;
+  int64_t max_windows = 20;
   bool json = false, quiet = false;
 };
 
@@ -47,13 +52,20 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
   app.add_option("--weak-columns", o.weak_columns, "owq: weak columns per linear, instead")
       ->check(CLI::Range(0, 1 << 20))
       ->excludes(target);
+  app.add_option("--weak-type", a.weak_type, "owq: how weak columns are stored, f16 or bf16")
+      ->check(CLI::IsMember({"f16", "bf16"}))
+      ->capture_default_str();
   app.add_option("--layers", o.layers, "owq: linears that may have weak columns, as in q,k,down")
       ->delimiter(',');
   app.add_flag("--paper-counts", o.paper_counts, "owq: count columns by the paper's own formula");
-  app.add_option("--tuning", a.tuning, "how scales are chosen; owq's default is mse, else minmax")
+  app.add_option("--tuning", a.tuning,
+                 "how scales are chosen; mse is the default of gptq, owq and awrq")
       ->check(CLI::IsMember({"mse", "minmax"}));
-  app.add_flag("--act-order", o.act_order, "visit sensitive columns first");
-  app.add_flag("--static-groups", o.static_groups, "choose groups' scales before any feedback");
+  app.add_flag("--act-order,!--no-act-order", o.act_order,
+               "visit sensitive columns first (the default), or from left to right; groups stay "
+               "those of the columns as they are");
+  app.add_flag("--static-groups", o.static_groups,
+               "with --no-act-order: choose groups' scales before any feedback");
   app.add_flag("--true-sequential", o.true_sequential,
                "let the later linears of a block see the earlier ones quantized");
   app.add_option("--damp", o.damp, "share of the Hessian's mean diagonal that is added to it")
@@ -68,13 +80,23 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
       ->capture_default_str();
 }
 
-void print_result(const Arguments& a, const calibrate::Result& r) {
+void print_text(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
+                double seconds) {
+  tool::report(a.quiet,
+               fmt::format("{}: {:.3f} bits per weight, {:.1f} MB; took {:.0f} s and "
+                           "{:.0f} MB of memory",
+                           a.options.output.string(), r.bits_per_weight, double(r.bytes) / 1e6,
+                           seconds, double(tool::peak_memory()) / 1e6));
+  if (m.windows == 0) return;
+  tool::print(fmt::format(
+      "perplexity {:.3f}, full precision {:.3f} ({:+.3f} +- {:.3f}, {} windows "
+      "of {} tokens of {})\n",
+      m.after, m.before, m.after - m.before, m.standard_error, m.windows, m.window, m.text));
+}
+
+void print_json(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
+                double seconds) {
   const calibrate::Options& o = a.options;
-  if (!a.json) {
-    tool::report(a.quiet, fmt::format("{}: {:.3f} bits per weight, {:.1f} MB", o.output.string(),
-                                      r.bits_per_weight, double(r.bytes) / 1e6));
-    return;
-  }
   auto linears = nlohmann::json::array();
   for (const calibrate::LinearReport& l : r.linears) {
     linears.push_back({{"name", l.name},
@@ -84,28 +106,59 @@ void print_result(const Arguments& a, const calibrate::Result& r) {
                        {"weak_columns", l.weak_columns},
                        {"damp", l.damp}});
   }
-  tool::print(nlohmann::json{{"output", o.output.string()},
-                             {"method", o.method},
-                             {"scheme", o.scheme.str()},
-                             {"bits_per_weight", r.bits_per_weight},
-                             {"bytes", r.bytes},
-                             {"linears", linears}}
-                  .dump() +
-              "\n");
+  auto parts = nlohmann::json::object();
+  for (const calibrate::Part& p : r.parts) parts[p.name] = p.bytes;
+  nlohmann::json object = {{"output", o.output.string()},
+                           {"method", o.method},
+                           {"scheme", o.scheme.str()},
+                           {"bits_per_weight", r.bits_per_weight},
+                           {"bytes", r.bytes},
+                           {"parts", parts},
+                           {"seconds", seconds},
+                           {"peak_memory", tool::peak_memory()},
+                           {"linears", linears}};
+  if (m.windows > 0) {
+    object["perplexity"] = {{"text", m.text},       {"windows", m.windows},
+                            {"window", m.window},   {"full_precision", m.before},
+                            {"quantized", m.after}, {"standard_error", m.standard_error}};
+  }
+  tool::print(object.dump() + "\n");
+}
+
+calibrate::Measured measure(const Arguments& a, const std::string& text) {
+  const calibrate::Options& o = a.options;
+  std::unique_ptr<tool::Progress> progress;
+  const auto show = [&](double tokens, double total) {
+    if (!progress) {
+      progress = std::make_unique<tool::Progress>("perplexity of both", total,
+                                                  tool::Progress::Unit{"tokens/s", 1}, a.quiet);
+    }
+    progress->advance(tokens);
+  };
+  calibrate::Measured m =
+      calibrate::measure(o.input, o.output, text, o.window, a.max_windows, o.threads, show);
+  if (progress) progress->finish();
+  m.text = a.perplexity;
+  return m;
 }
 
 void run(Arguments& a) {
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
-  const bool mse = a.tuning.empty() ? o.method == "owq" : a.tuning == "mse";
+  const bool solves = o.method == "gptq" || o.method == "owq" || o.method == "awrq";
+  const bool mse = a.tuning.empty() ? solves : a.tuning == "mse";
+  o.weak_bf16 = a.weak_type == "bf16";
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
   if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
     throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
   }
-  if (o.method != "owq" && (o.target_bits > 0 || o.weak_columns > 0)) {
-    throw tool::usage_error("--target-bits and --weak-columns are for --method owq");
+  if (o.method != "owq" && (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
+    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for --method owq");
   }
+  // What cannot be read must not come to light after the calibration.
+  const std::string text = a.perplexity.empty() ? "" : tool::read_text(a.perplexity);
+  const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<tool::Progress> progress;
   double shown = 0, total_shown = 0;
   const auto show = [&](double done, double total, std::string_view what) {
@@ -122,7 +175,13 @@ void run(Arguments& a) {
   const calibrate::Result result = calibrate::calibrate(
       o, {.progress = show, .notice = [&](std::string_view t) { tool::notice(a.quiet, t); }});
   if (progress) progress->finish();
-  print_result(a, result);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  calibrate::Measured measured;
+  if (!text.empty()) measured = measure(a, text);
+  (a.json ? print_json : print_text)(a, result, measured, took.count());
+  if (a.report.empty()) return;
+  const ModelConfig config = ModelConfig::load(*File::open(o.input));
+  calibrate::write_report(a.report, o, config, result, measured);
 }
 
 }  // namespace
@@ -147,7 +206,13 @@ int main(int argc, char** argv) {
   add_solver_flags(app, a);
   app.add_flag("--resume", o.resume,
                "go on after the last finished block of a run that was stopped");
-  app.add_option("--report", o.report, "write an HTML page about the result");
+  app.add_option("--perplexity", a.perplexity,
+                 "a text on which to compare the result with MODEL afterwards, in windows of "
+                 "--window tokens");
+  app.add_option("--max-windows", a.max_windows, "of that text (0: all)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--report", a.report, "write an HTML page about the result");
   tool::add_threads_flag(app, o.threads);
   tool::add_json_flag(app, a.json);
   tool::add_quiet_flag(app, a.quiet);

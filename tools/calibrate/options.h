@@ -27,15 +27,16 @@ struct Options {
   int64_t weak_columns = 0;         ///< per linear, instead
   std::vector<std::string> layers;  ///< types that may have weak columns ("q", "down"); empty: all
   bool paper_counts = false;        ///< columns by the paper's formula instead of by storage
+  bool weak_bf16 = false;           ///< weak columns as bf16 instead of f16
   Tuning tuning = Tuning::minmax;
-  bool act_order = false, static_groups = false, true_sequential = false;
+  bool act_order = true;  ///< sensitive columns first; the grids of groups are static then
+  bool static_groups = false, true_sequential = false;
   double damp = 0.01;
   bool smooth = false;
   double alpha = 0.5, min_scale = 0.01;
 
   int threads = 0;
   bool resume = false;
-  std::filesystem::path report;  ///< HTML; empty: none
 };
 
 /// How a calibration tells what it does. Members may be empty.
@@ -56,9 +57,18 @@ struct LinearReport {
   double damp = 0;  ///< that Cholesky needed; 0 where there was none
 };
 
-struct Result {
-  double bits_per_weight = 0;
+/// A part of the written file: "codes of down", "scales", "weak columns", "head", ...
+struct Part {
+  std::string name;
   uint64_t bytes = 0;
+};
+
+struct Result {
+  double bits_per_weight = 0;  ///< of the blocks' linears, everything counted
+  uint64_t weights = 0;        ///< that these are
+  uint64_t bytes = 0;          ///< of the whole file
+  std::vector<Part> parts;     ///< come to `bytes`, but for padding and the directory
+  std::string text_source;     ///< empty: none was needed
   std::vector<LinearReport> linears;
 };
 

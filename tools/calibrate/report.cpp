@@ -112,8 +112,7 @@ std::string chart(const Series& series, int64_t blocks) {
   return svg + "</svg>";
 }
 
-std::string head_table(const Options& o, const ModelConfig& c, const std::string& text_source,
-                       const Result& r) {
+std::string head_table(const Options& o, const ModelConfig& c, const Result& r, const Measured& m) {
   std::string t = "<table>";
   const auto row = [&](std::string_view name, const std::string& value) {
     t += fmt::format("<tr><td>{}</td><td>{}</td></tr>", name, escape(value));
@@ -122,13 +121,36 @@ std::string head_table(const Options& o, const ModelConfig& c, const std::string
   row("family", fmt::format("{}, {} blocks, {} wide", c.family, c.blocks, c.hidden));
   row("method", o.method);
   row("scheme", o.scheme.str());
-  if (!text_source.empty()) {
-    row("calibration text", fmt::format("{}: {} windows of {} tokens, seed {}", text_source,
+  if (!r.text_source.empty()) {
+    row("calibration text", fmt::format("{}: {} windows of {} tokens, seed {}", r.text_source,
                                         o.windows, o.window, o.seed));
+  }
+  if (m.windows > 0) {
+    row("perplexity", fmt::format("{:.3f}, full precision {:.3f} (difference {:+.3f} +- {:.3f}); "
+                                  "{} windows of {} tokens of {}",
+                                  m.after, m.before, m.after - m.before, m.standard_error,
+                                  m.windows, m.window, m.text));
   }
   row("bits per weight, as stored", fmt::format("{:.3f}", r.bits_per_weight));
   row("embedding and head", fmt::format("{} bits", o.head_bits));
   row("file", fmt::format("{:.1f} MB", double(r.bytes) / 1e6));
+  return t + "</table>";
+}
+
+/// What the file's bytes are spent on, as bars.
+std::string part_table(const Result& r) {
+  std::string t =
+      "<table><tr><th>part</th><th>MB</th><th>bits per weight of the linears</th><th></th></tr>";
+  for (const Part& p : r.parts) {
+    const double share = double(p.bytes) / double(std::max<uint64_t>(1, r.bytes));
+    t += fmt::format(
+        "<tr><td>{}</td><td>{:.2f}</td><td>{:.3f}</td><td style=\"text-align:left\">"
+        "<span style=\"display:inline-block;height:.8em;background:{};width:{:.1f}em\"></span>"
+        " {:.1f} %</td></tr>",
+        escape(p.name), double(p.bytes) / 1e6,
+        8 * double(p.bytes) / double(std::max<uint64_t>(1, r.weights)), kColours[0], 20 * share,
+        100 * share);
+  }
   return t + "</table>";
 }
 
@@ -148,12 +170,13 @@ std::string linear_table(const Result& r) {
 
 }  // namespace
 
-void write_report(const Options& o, const ModelConfig& c, const std::string& text_source,
-                  const Result& r) {
+void write_report(const std::filesystem::path& path, const Options& o, const ModelConfig& c,
+                  const Result& r, const Measured& measured) {
   const std::string title =
       escape(fmt::format("{} with {}, {}", o.input.filename().string(), o.method, o.scheme.str()));
-  std::ofstream out(o.report, std::ios::trunc);
-  out << fmt::format(kHead, fmt::arg("title", title)) << head_table(o, c, text_source, r)
+  std::ofstream out(path, std::ios::trunc);
+  out << fmt::format(kHead, fmt::arg("title", title)) << head_table(o, c, r, measured)
+      << "<h2>What the bytes are spent on</h2>" << part_table(r)
       << "<h2>Relative error of each linear's output on the calibration text</h2>"
       << chart(series_of(r, c.blocks, &LinearReport::output_error), c.blocks)
       << "<h2>Relative error of the weights</h2>"
@@ -161,7 +184,7 @@ void write_report(const Options& o, const ModelConfig& c, const std::string& tex
       << "<h2>Bits per weight</h2>" << chart(series_of(r, c.blocks, &LinearReport::bits), c.blocks)
       << linear_table(r) << "</html>\n";
   if (!out.flush()) {
-    throw Error({.what = "cannot be written", .where = o.report.string()});
+    throw Error({.what = "cannot be written", .where = path.string()});
   }
 }
 

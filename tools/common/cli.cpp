@@ -13,6 +13,7 @@
 #include <sched.h>
 #include <spdlog/logger.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 namespace oq::tool {
@@ -54,6 +55,12 @@ std::string duration(double seconds) {
 }
 
 }  // namespace
+
+uint64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return uint64_t(usage.ru_maxrss) << 10;
+}
 
 int run(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
   std::signal(SIGPIPE, SIG_IGN);

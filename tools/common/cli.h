@@ -20,6 +20,9 @@ namespace oq::tool {
 /// A full disk and a closed pipe are errors of the write that meets them, not signals.
 int run(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
 
+/// Bytes of memory that this process has had at most, mapped files included.
+uint64_t peak_memory();
+
 /// For combinations of flags that CLI11 cannot refuse on its own; throw it from `body`.
 CLI::ValidationError usage_error(const std::string& what);
 

@@ -29,6 +29,7 @@ class HessianMethod final : public Method {
   explicit HessianMethod(const Options& o)
       : options_(o), awrq_(o.method == "awrq"), owq_(o.method == "owq") {
     gptq_.grid = {.packing = packing_of(o.scheme), .tuning = o.tuning};
+    gptq_.grid.packing.weak_bf16 = owq_ && o.weak_bf16;
     gptq_.static_groups = o.static_groups;
   }
 

@@ -1,0 +1,111 @@
+/// Runs that do not come to their end: killed, or stopped by a number that is none.
+
+#include <chrono>
+#include <csignal>
+#include <limits>
+#include <thread>
+
+#include <doctest/doctest.h>
+
+#include "tests/process.h"
+#include "tests/tiny_oq.h"
+#include "tools/calibrate/options.h"
+
+using namespace oq;
+using namespace oq::test;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::vector<std::string> arguments(const fs::path& in, const fs::path& out) {
+  return {tool("oq-calibrate"), in,         "-o",        out,    "--method",  "gptq",
+          "--scheme",           "w3a16g64", "--text",    "self", "--windows", "6",
+          "--window",           "48",       "--threads", "2",    "--quiet"};
+}
+
+/// Waits for a file while a process runs; false when that has ended.
+bool wait_for_file(const fs::path& path, pid_t process) {
+  while (!fs::exists(path)) {
+    int status = 0;
+    if (waitpid(process, &status, WNOHANG) != 0) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
+/// Puts `value` in the middle of a tensor of a finished file.
+template <class T>
+void overwrite(const fs::path& path, const std::string& tensor, T value) {
+  const auto file = File::open(path);
+  const TensorInfo& t = file->tensor(tensor);
+  std::string bytes = read_file(path);
+  const uint64_t at = t.offset + t.elements() / 2 * sizeof(T);
+  std::memcpy(bytes.data() + at, &value, sizeof(T));
+  write_file(path, bytes);
+}
+
+std::string refusal(const fs::path& in, const fs::path& out, const std::string& method) {
+  calibrate::Options o;
+  o.input = in;
+  o.output = out;
+  o.method = method;
+  o.scheme = Scheme::parse(method == "awrq" ? "w4a8" : "w4a16");
+  o.text = "self";
+  o.windows = 2;
+  o.window = 16;
+  o.threads = 1;
+  if (method == "owq") o.weak_columns = 4;
+  try {
+    calibrate::calibrate(o);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "calibrated";
+}
+
+}  // namespace
+
+TEST_CASE("a killed run that is resumed comes to the bytes of one that was not") {
+  const TempDir dir;
+  TinyOq tiny;
+  tiny.config.blocks = 40;
+  make_tiny_oq(dir / "in.oq", tiny);
+  const ProcessResult whole = run(arguments(dir / "in.oq", dir / "whole.oq"));
+  REQUIRE_MESSAGE(whole.code == 0, whole.err);
+
+  auto args = arguments(dir / "in.oq", dir / "killed.oq");
+  for (const char* block : {"block-0002.oq", "block-0011.oq"}) {  // twice, the second one resumed
+    const pid_t child = start(args, dir.path());
+    REQUIRE(wait_for_file(dir / "killed.oq.work" / block, child));
+    kill(child, SIGKILL);
+    REQUIRE(wait_for(child) == -SIGKILL);
+    CHECK_FALSE(fs::exists(dir / "killed.oq"));
+    if (args.back() != "--resume") args.emplace_back("--resume");
+  }
+  const ProcessResult resumed = run(args);
+  REQUIRE_MESSAGE(resumed.code == 0, resumed.err);
+  CHECK(read_file(dir / "killed.oq") == read_file(dir / "whole.oq"));
+  CHECK_FALSE(fs::exists(dir / "killed.oq.work"));
+}
+
+TEST_CASE("a weight or an input that is not finite is named") {
+  const TempDir dir;
+  for (const char* method : {"rtn", "gptq", "owq", "awrq"}) {
+    CAPTURE(method);
+    make_tiny_oq(dir / "weight.oq");
+    overwrite(dir / "weight.oq", "blocks.1.up", f16{0x7e00});
+    const std::string weight = refusal(dir / "weight.oq", dir / "out.oq", method);
+    CAPTURE(weight);
+    CHECK(weight.find("blocks.1.up") != std::string::npos);
+    CHECK(weight.find("finite") != std::string::npos);
+
+    if (std::string(method) == "rtn") continue;  // which sees no input
+    make_tiny_oq(dir / "norm.oq");
+    overwrite(dir / "norm.oq", "blocks.1.mlp_norm", std::numeric_limits<float>::infinity());
+    const std::string norm = refusal(dir / "norm.oq", dir / "out.oq", method);
+    CAPTURE(norm);
+    CHECK(norm.find("blocks.1.") != std::string::npos);
+    CHECK(norm.find("finite") != std::string::npos);
+    CHECK_FALSE(fs::exists(dir / "out.oq"));
+  }
+}
