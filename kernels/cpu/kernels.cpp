@@ -6,23 +6,38 @@
 
 #include "format/error.h"
 
-#if defined(OQ_HAVE_AVX2)
+#if defined(OQ_HAVE_X86)
 #include <cpuid.h>
 #endif
 
 namespace oq::cpu {
 
-#if defined(OQ_HAVE_AVX2)
-const Kernels& avx2_table();  // in a file compiled for AVX2: called only where that runs
+#if defined(OQ_HAVE_X86)
+// In files compiled for these instructions: called only where they run.
+namespace avx2 {
+const Kernels& table();
+}
+namespace avx512 {
+const Kernels& table();
+}
 
 const Kernels* avx2_kernels() {
   unsigned a = 0, b = 0, c = 0, d = 0;  // clang 14's __builtin_cpu_supports knows no "f16c"
   static const bool usable = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                              __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-  return usable ? &avx2_table() : nullptr;
+  return usable ? &avx2::table() : nullptr;
+}
+
+const Kernels* avx512_kernels() {
+  static const bool usable =
+      avx2_kernels() != nullptr && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  return usable ? &avx512::table() : nullptr;
 }
 #else
 const Kernels* avx2_kernels() { return nullptr; }
+const Kernels* avx512_kernels() { return nullptr; }
 #endif
 
 void Int8Rows::resize(int64_t rows, int64_t padded_cols) {
@@ -35,6 +50,7 @@ void Int8Rows::resize(int64_t rows, int64_t padded_cols) {
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> list = {&scalar_kernels()};
   if (const Kernels* k = avx2_kernels()) list.push_back(k);
+  if (const Kernels* k = avx512_kernels()) list.push_back(k);
   return list;
 }
 

@@ -149,6 +149,9 @@ const Kernels& scalar_kernels();
 /// AVX2 + FMA + F16C; nullptr where this build or this CPU has none.
 const Kernels* avx2_kernels();
 
+/// And AVX-512 with VNNI. Same bits as avx2_kernels() wherever integers are summed.
+const Kernels* avx512_kernels();
+
 /// Everything that runs here, slowest first.
 std::vector<const Kernels*> available_kernels();
 

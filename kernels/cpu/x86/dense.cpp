@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/avx2/avx2.h"
+#include "kernels/cpu/x86/simd.h"
 
-namespace oq::cpu::avx2 {
+namespace oq::cpu::OQ_ISA {
 namespace {
 
 constexpr int kTileRows = 4;
@@ -76,27 +76,4 @@ void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t en
   }
 }
 
-}  // namespace oq::cpu::avx2
-
-namespace oq::cpu {
-
-const Kernels& avx2_table() {
-  using namespace avx2;
-  static const Kernels kernels = {
-      .name = "avx2",
-      .quantize_row = quantize_row,
-      .range = range,
-      .quantize_row_to = quantize_row_to,
-      .packed_int8 = packed_int8,
-      .packed_exact = packed_exact,
-      .dense = dense,
-      .rms_norm = rms_norm,
-      .layer_norm = layer_norm,
-      .activate = activate,
-      .attend_f16 = attend_f16,
-      .attend_f32 = attend_f32,
-  };
-  return kernels;
-}
-
-}  // namespace oq::cpu
+}  // namespace oq::cpu::OQ_ISA

@@ -7,11 +7,25 @@
 
 #include "kernels/cpu/kernels.h"
 
-/// What the AVX2 kernels share. Only files compiled with -mavx2 -mfma -mf16c include it.
-namespace oq::cpu::avx2 {
+/// What the x86 kernels share. The files of this folder are compiled once per instruction set, each
+/// time in a namespace of its own (OQ_ISA, which the build sets): inline functions of the same name
+/// but of other instructions must not be one to the linker.
+///   avx2    AVX2, FMA, F16C
+///   avx512  and AVX-512 F, VL, BW, DQ and VNNI, in vectors of 256 bits: twice the registers, and
+///           products of bytes summed into 32 bits by one instruction
+namespace oq::cpu::OQ_ISA {
 
 inline __m256i load(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+/// Loads are what a packed kernel has least of (two a cycle); without this, a compiler folds one
+/// load into every use of a vector of codes, and so reads it two to four times.
+inline __m256i in_register(__m256i v) {
+#if defined(__AVX512VL__)
+  asm("" : "+v"(v));
+#endif
+  return v;
 }
 
 inline __m256 load_floats(const float* p) { return _mm256_loadu_ps(p); }
@@ -28,6 +42,15 @@ inline __m256i broadcast4(const int8_t* p) {
   int32_t word;
   std::memcpy(&word, p, 4);
   return _mm256_set1_epi32(word);
+}
+
+/// a | (b & mask)
+inline __m256i or_masked(__m256i a, __m256i b, __m256i mask) {
+#if defined(__AVX512VL__)
+  return _mm256_ternarylogic_epi32(a, b, mask, 0xF8);
+#else
+  return _mm256_or_si256(a, _mm256_and_si256(b, mask));
+#endif
 }
 
 /// Sum of the lanes, always in the same order.
@@ -57,6 +80,8 @@ inline __m256 exp(__m256 x) {
   return _mm256_andnot_ps(tiny, p);
 }
 
+const Kernels& table();
+
 void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float* sums,
                   int64_t blocks);
 void range(const float* x, int64_t n, float* low, float* high);
@@ -76,4 +101,4 @@ void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> k
 void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
                 int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
 
-}  // namespace oq::cpu::avx2
+}  // namespace oq::cpu::OQ_ISA

@@ -1,10 +1,10 @@
 #pragma once
 
-#include "kernels/cpu/avx2/avx2.h"
+#include "kernels/cpu/x86/simd.h"
 
 /// From the bytes of a column block to codes, and the other things of a packed panel that the
 /// int8 and the exact kernel read alike.
-namespace oq::cpu::avx2 {
+namespace oq::cpu::OQ_ISA {
 
 /// Vectors of codes in one column block: vector d, lane r, byte c = row r, column 4 d + c.
 constexpr int kCodeVectors = 8;
@@ -21,7 +21,7 @@ inline __attribute__((always_inline)) void unpack_fields(const uint8_t* block,
   };
   __m256i v[kBits];
 #pragma GCC unroll 8
-  for (int j = 0; j < kBits; ++j) v[j] = load(block + 32 * j);
+  for (int j = 0; j < kBits; ++j) v[j] = in_register(load(block + 32 * j));
 #pragma GCC unroll 8
   for (int d = 0; d < kDirect; ++d) {
     const __m256i shifted =
@@ -38,7 +38,7 @@ inline __attribute__((always_inline)) void unpack_fields(const uint8_t* block,
       const int to = high < (j + 1) * kLeft ? high : (j + 1) * kLeft;
       if (from >= to) continue;
       const __m256i part = _mm256_srli_epi16(v[j], kDirect - j * kLeft + low);
-      out[d] = _mm256_or_si256(out[d], _mm256_and_si256(part, mask(to - from, from - low)));
+      out[d] = or_masked(out[d], part, mask(to - from, from - low));
     }
   }
 }
@@ -69,13 +69,14 @@ inline void unpack_five_levels(const uint8_t* block, __m256i out[3 * kCodeVector
   }
 }
 
-/// The 8 zero points of one panel and group.
+/// The 8 zero points of a panel and group.
 class ZeroReader {
  public:
-  ZeroReader(const PackedView& w, int64_t panel)
+  explicit ZeroReader(const PackedView& w)
       : mode_(w.layout().packing.zero_mode),
         bytes_(w.layout().zero_bytes),
-        p_(w.zeros(uint64_t(panel))),
+        groups_(int64_t(w.layout().groups)),
+        p_(w.zeros(0)),
         constant_(_mm256_set1_ps(w.layout().packing.zero)),
         mask_(_mm256_set1_epi64x((1 << bytes_) - 1)) {
     const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
@@ -83,9 +84,9 @@ class ZeroReader {
     shift_high_ = _mm256_add_epi64(shift_low_, _mm256_set1_epi64x(4 * bytes_));
   }
 
-  __m256 operator()(int64_t group) const {
+  __m256 operator()(int64_t panel, int64_t group) const {
     if (mode_ == ZeroMode::constant) return constant_;
-    const uint8_t* p = p_ + group * bytes_;
+    const uint8_t* p = p_ + (panel * groups_ + group) * bytes_;
     if (mode_ == ZeroMode::i16) {
       const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
       return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(v));
@@ -103,6 +104,7 @@ class ZeroReader {
  private:
   ZeroMode mode_;
   int bytes_;
+  int64_t groups_;
   const uint8_t* p_;
   __m256 constant_;
   __m256i mask_, shift_low_, shift_high_;
@@ -131,4 +133,4 @@ inline void store_panel(const PackedView& w, int64_t panel, __m256 acc, float* y
   _mm256_maskstore_ps(y + first, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(left)), lanes), acc);
 }
 
-}  // namespace oq::cpu::avx2
+}  // namespace oq::cpu::OQ_ISA

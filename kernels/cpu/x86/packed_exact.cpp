@@ -5,9 +5,9 @@
 /// order, so that the only difference from the scalar kernel is FMA's single rounding. Bound:
 /// instructions, about 5 per 8 weights and tile.
 
-#include "kernels/cpu/avx2/unpack.h"
+#include "kernels/cpu/x86/unpack.h"
 
-namespace oq::cpu::avx2 {
+namespace oq::cpu::OQ_ISA {
 namespace {
 
 constexpr int kTile = 4;
@@ -67,13 +67,13 @@ void panels(const PackedView& w, Rows x, const float* weak_x, int64_t first_toke
   const auto blocks = int64_t((l.cols + kBlockCols - 1) / kBlockCols);
   const auto group_blocks = int64_t(l.group / kBlockCols);
   __m256i codes[(kBits == 0 ? 3 : 1) * kCodeVectors];
+  const ZeroReader zeros(w);
   for (int64_t p = begin; p < end; ++p) {
     Tile<kTokens> tile(x, first_token);
-    const ZeroReader zeros(w, p);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t g = b / group_blocks;
       unpack_block<kBits>(w, p, b, codes);
-      tile.add(codes + (kBits == 0 ? b % 3 * kCodeVectors : 0), b * kBlockCols, zeros(g));
+      tile.add(codes + (kBits == 0 ? b % 3 * kCodeVectors : 0), b * kBlockCols, zeros(p, g));
       if ((b + 1) % group_blocks == 0 || b + 1 == blocks) {
         tile.end_group(load_floats(w.scales(uint64_t(p)) + g * kPanelRows));
       }
@@ -104,4 +104,4 @@ void packed_exact(const PackedView& w, Rows x, const float* weak_x, int64_t toke
   for (; m < tokens; ++m) kPanels<1>[row](w, x, weak_x, m, begin, end, y);
 }
 
-}  // namespace oq::cpu::avx2
+}  // namespace oq::cpu::OQ_ISA

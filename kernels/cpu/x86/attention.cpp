@@ -11,9 +11,9 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cpu/avx2/avx2.h"
+#include "kernels/cpu/x86/simd.h"
 
-namespace oq::cpu::avx2 {
+namespace oq::cpu::OQ_ISA {
 namespace {
 
 constexpr int kTile = 4;  ///< queries that share one pass over keys and values
@@ -148,4 +148,4 @@ void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float>
   attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
 }
 
-}  // namespace oq::cpu::avx2
+}  // namespace oq::cpu::OQ_ISA

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/avx2/avx2.h"
+#include "kernels/cpu/x86/simd.h"
 
-namespace oq::cpu::avx2 {
+namespace oq::cpu::OQ_ISA {
 namespace {
 
 float max_lane(__m256 v) {
@@ -109,4 +109,4 @@ void quantize_row_to(const ActivationGrid& grid, const float* x, int64_t n, int8
   }
 }
 
-}  // namespace oq::cpu::avx2
+}  // namespace oq::cpu::OQ_ISA

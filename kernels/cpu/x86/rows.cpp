@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/avx2/avx2.h"
+#include "kernels/cpu/x86/simd.h"
 
-namespace oq::cpu::avx2 {
+namespace oq::cpu::OQ_ISA {
 namespace {
 
 /// x / (1 + e^-z): silu for z = x.
@@ -109,4 +109,4 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
   for (i = 0; i < n; ++i) y[i] = (x[i] - mean) * inv * weight[i] + bias[i];
 }
 
-}  // namespace oq::cpu::avx2
+}  // namespace oq::cpu::OQ_ISA

@@ -1,0 +1,127 @@
+/// Every packed kernel of every instruction set that runs here, one tensor at a time.
+///
+///   cache    512 rows, which stay in the second cache: what the instructions cost
+///   memory   tensors of 1 GiB in all (or --size), read in turn: nothing is in a cache when it is
+///   read
+///
+/// Counters: weights and bytes of weights per second, of all threads together, and multiplications
+/// per second (weights x tokens). Filter as Google Benchmark does, as in
+/// --benchmark_filter='avx512/w4.*/memory/tokens:1/'.
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include "bench/random_weights.h"
+#include "format/bytes.h"
+#include "format/scheme.h"
+#include "kernels/cpu/kernels.h"
+
+namespace {
+
+using namespace oq;
+
+constexpr int64_t kCols = 2048;
+constexpr uint64_t kCacheRows = 512, kMemoryBytes = 1 << 30;
+
+/// Tensors of one shape and packing, filled.
+class Tensors {
+ public:
+  Tensors(const Packing& packing, uint64_t rows, uint64_t total_bytes)
+      : layout_(PackedLayout::of(rows, kCols, packing)),
+        count_(std::max<uint64_t>(1, total_bytes / layout_.bytes)),
+        stride_(round_up(layout_.bytes, 64)),
+        bytes_(count_ * stride_) {
+    const auto source = packed_source(packing, kCols, 0.02f, Rng(1));
+    const TensorInfo info{.name = "w",
+                          .kind = Kind::packed,
+                          .rows = rows,
+                          .cols = kCols,
+                          .packing = packing,
+                          .bytes = layout_.bytes};
+    for (uint64_t i = 0; i < count_; ++i) {
+      for (uint64_t p = 0; p < layout_.panels; ++p) {
+        Rng rng(i, p);
+        source->fill_panel(info, std::span(bytes_).subspan(i * stride_, layout_.bytes), p, rng);
+      }
+    }
+  }
+  uint64_t count() const { return count_; }
+  const PackedLayout& layout() const { return layout_; }
+  PackedView view(uint64_t i) const { return {layout_, bytes_.data() + i * stride_}; }
+
+ private:
+  PackedLayout layout_;
+  uint64_t count_, stride_;
+  std::vector<std::byte> bytes_;
+};
+
+/// Rows of activations, quantized as the linears want them.
+cpu::Int8Rows activations(const cpu::Kernels& k, int64_t tokens) {
+  cpu::Int8Rows x;
+  x.resize(tokens, kCols);
+  Rng rng(2);
+  std::vector<float> row(kCols);
+  for (int64_t m = 0; m < tokens; ++m) {
+    for (float& v : row) v = rng.spread();
+    k.quantize_row(row.data(), kCols, x.row_codes(m), x.row_scales(m), x.row_sums(m), x.blocks);
+  }
+  return x;
+}
+
+/// Threads share out the panels of each tensor, as a linear's pieces are shared out.
+void packed_int8(benchmark::State& state, const cpu::Kernels* k, Scheme scheme, uint64_t rows,
+                 uint64_t bytes, int64_t tokens) {
+  static std::unique_ptr<Tensors> tensors;
+  if (state.thread_index() == 0) {
+    tensors = std::make_unique<Tensors>(packing_of(scheme), rows, bytes);
+  }
+  const cpu::Int8Rows x = activations(*k, tokens);
+  std::vector<float> y(size_t(tokens) * rows);
+  uint64_t next = 0;
+  for (auto _ : state) {  // the first pass waits for all threads, and so for the tensors
+    const auto panels = int64_t(tensors->layout().panels);
+    const int64_t n = state.threads(), i = state.thread_index();
+    k->packed_int8(tensors->view(next++ % tensors->count()), x, nullptr, tokens, panels * i / n,
+                   panels * (i + 1) / n, {y.data(), int64_t(rows)});
+    benchmark::ClobberMemory();
+  }
+  // Counters of all threads are added up; each has done its share of the rows.
+  const double share = double(state.iterations()) / state.threads();
+  const double weights = double(rows) * kCols * share;
+  using benchmark::Counter;
+  state.counters["weights"] = Counter(weights, Counter::kIsRate);
+  state.counters["macs"] = Counter(weights * double(tokens), Counter::kIsRate);
+  state.counters["bytes"] = Counter(double(tensors->layout().bytes) * share, Counter::kIsRate);
+}
+
+void add(const cpu::Kernels* k, const char* scheme, bool cache, int64_t tokens) {
+  const Scheme s = Scheme::parse(scheme);
+  const uint64_t rows = cache ? kCacheRows : 2048;
+  const std::string name =
+      fmt::format("{}/{}/{}/tokens:{}", k->name, scheme, cache ? "cache" : "memory", tokens);
+  auto* b = benchmark::RegisterBenchmark(name.c_str(), packed_int8, k, s, rows,
+                                         cache ? 0 : kMemoryBytes, tokens);
+  b->UseRealTime()->Threads(1);
+  if (!cache) b->Threads(2);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    if (k->name == "scalar") continue;  // the truth, not a contender
+    for (const char* scheme : {"w2a16g128", "w2*a16g192", "w3a16g128", "w4a16g128", "w4a16g64",
+                               "w4a16g32", "w5a16g128", "w6a16g128", "w7a16g128", "w8a16g128"}) {
+      for (int64_t tokens : {1, 2, 4, 8, 128}) add(k, scheme, true, tokens);
+      for (int64_t tokens : {1, 8}) add(k, scheme, false, tokens);
+    }
+  }
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

@@ -1,0 +1,240 @@
+/// Packed linears of every instruction set against the reference.
+
+#include <string>
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/reference/ops.h"
+#include "tests/kernels/compare.h"
+
+using namespace oq;
+using namespace oq::test;
+
+namespace {
+
+struct PackedCase {
+  uint64_t rows, cols;
+  Packing packing;
+};
+
+std::vector<PackedCase> packed_cases() {
+  std::vector<PackedCase> list;
+  for (uint8_t bits = 2; bits <= 8; ++bits) {
+    list.push_back({16, 256, {.bits = bits, .group = 128}});
+    list.push_back({27, 173, {.bits = bits, .group = 64}});  // tails of rows, columns, groups
+    list.push_back({9, 576, {.bits = bits, .group = 128}});  // last group half as long
+    list.push_back({8, 96, {.bits = bits}});                 // one group per row
+    list.push_back(
+        {5, 33, {.bits = bits, .zero_mode = ZeroMode::constant, .zero = 2, .group = 32}});
+    list.push_back({11, 160, {.bits = bits, .zero_mode = ZeroMode::i16, .group = 96}});
+    list.push_back({24, 320, {.bits = bits, .group = 64, .weak_columns = 7}});
+    list.push_back({8, 64, {.bits = bits, .weak_columns = 64, .weak_bf16 = true}});
+  }
+  for (uint64_t cols : {96u, 192u, 200u, 31u, 576u}) {
+    list.push_back({13, cols, {.bits = 2, .five_levels = true, .group = 64}});
+    list.push_back({8,
+                    cols,
+                    {.bits = 2,
+                     .five_levels = true,
+                     .zero_mode = ZeroMode::constant,
+                     .zero = 2,
+                     .weak_columns = 3}});
+  }
+  return list;
+}
+
+PackedBuilder random_packed(Rng& rng, const PackedCase& c, bool extreme) {
+  PackedBuilder b(c.rows, c.cols, c.packing);
+  const auto levels = uint32_t(c.packing.max_code() + 1);
+  std::vector<uint32_t> weak(c.cols);
+  for (uint32_t i = 0; i < c.cols; ++i) weak[i] = i;
+  std::shuffle(weak.begin(), weak.end(), rng);
+  weak.resize(c.packing.weak_columns);
+  std::sort(weak.begin(), weak.end());
+  b.set_weak_indices(weak);
+  std::vector<uint8_t> codes(c.cols);
+  for (uint64_t r = 0; r < c.rows; ++r) {
+    for (auto& q : codes) q = uint8_t(extreme ? levels - 1 : rng() % levels);
+    for (uint32_t w : weak) codes[w] = 0;
+    b.set_codes(r, codes);
+    for (uint32_t i = 0; i < weak.size(); ++i) {
+      b.set_weak_weight(r, i, float(int(rng() % 200) - 90) / 64.0f);
+    }
+    for (uint64_t g = 0; g < b.layout().groups; ++g) {
+      b.set_scale(r, g, to_f16(float(20 + rng() % 50 + 30 * (g + 1 == b.layout().groups)) / 999));
+      const int zero = c.packing.zero_mode == ZeroMode::constant ? c.packing.zero
+                       : c.packing.zero_mode == ZeroMode::i16    ? int(rng() % 41) - 20
+                                                                 : int(rng() % levels);
+      b.set_zero(r, g, zero);
+    }
+  }
+  return b;
+}
+
+/// What the caller of a packed kernel prepares: weak columns taken out, rows padded with zeros.
+struct Activations {
+  std::vector<float> live, weak;
+  cpu::Int8Rows int8;
+  std::vector<float> int8_values;  ///< what the codes stand for, [tokens][cols], weak included
+
+  Activations(const cpu::Kernels& k, const PackedView& w, const std::vector<float>& x,
+              int64_t tokens) {
+    const auto cols = int64_t(w.layout().cols), padded = int64_t(w.layout().padded_cols);
+    const auto indices = w.weak_indices();
+    live.assign(size_t(tokens * padded), 0.0f);
+    int8.resize(tokens, padded);
+    int8_values = x;
+    for (int64_t m = 0; m < tokens; ++m) {
+      float* row = live.data() + m * padded;
+      std::copy_n(x.data() + m * cols, cols, row);
+      for (uint32_t i : indices) {
+        weak.push_back(row[i]);
+        row[i] = 0;
+      }
+      k.quantize_row(row, cols, int8.row_codes(m), int8.row_scales(m), int8.row_sums(m),
+                     int8.blocks);
+      for (int64_t c = 0; c < cols; ++c) {
+        if (std::find(indices.begin(), indices.end(), uint32_t(c)) != indices.end()) continue;
+        int8_values[size_t(m * cols + c)] =
+            float(int8.row_codes(m)[c]) * int8.row_scales(m)[c / cpu::kActCols];
+      }
+    }
+  }
+};
+
+struct PackedResult {
+  std::vector<float> exact, int8, exact_truth, int8_truth;
+};
+
+PackedResult run_packed(const cpu::Kernels& k, const PackedView& w, const std::vector<float>& x,
+                        int64_t tokens, int64_t split) {
+  const auto& l = w.layout();
+  const auto rows = int64_t(l.rows), cols = int64_t(l.cols), panels = int64_t(l.panels);
+  const Activations a(k, w, x, tokens);
+  PackedResult r;
+  const auto size = size_t(tokens * rows);
+  r.exact.assign(size, NAN);
+  r.int8.assign(size, NAN);
+  r.exact_truth.resize(size);
+  r.int8_truth.resize(size);
+  const cpu::Rows live{a.live.data(), int64_t(l.padded_cols)};
+  for (const auto& [from, to] : {std::pair(int64_t(0), split), std::pair(split, panels)}) {
+    k.packed_exact(w, live, a.weak.data(), tokens, from, to, {r.exact.data(), rows});
+    k.packed_int8(w, a.int8, a.weak.data(), tokens, from, to, {r.int8.data(), rows});
+  }
+  const std::vector<float> dense = reference::dequantize(w);
+  reference::linear(dense, {}, x, tokens, rows, cols, r.exact_truth);
+  reference::linear(dense, {}, a.int8_values, tokens, rows, cols, r.int8_truth);
+  return r;
+}
+
+}  // namespace
+
+TEST_CASE("packed linears equal the reference at every width, shape and zero mode") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    CAPTURE(std::string(k->name));
+    for (const PackedCase& c : packed_cases()) {
+      for (int64_t tokens : {1, 2, 5, 11}) {
+        Rng rng(uint32_t(c.cols * 31 + c.packing.bits + tokens));
+        const PackedBuilder b = random_packed(rng, c, false);
+        const auto x = random_floats(rng, size_t(tokens) * c.cols);
+        const PackedResult r = run_packed(*k, b.view(), x, tokens, int64_t(b.layout().panels / 2));
+        CAPTURE(int(c.packing.bits));
+        CAPTURE(c.packing.five_levels);
+        CAPTURE(c.cols);
+        CAPTURE(tokens);
+        // fp32 sums of up to 576 products of magnitude up to 10 * 255 * 0.1
+        const double atol = 2e-5 * std::sqrt(double(c.cols)) * c.packing.max_code() * 0.1;
+        CHECK_CLOSE(r.exact, r.exact_truth, atol, 1e-5, 1e-11);
+        CHECK_CLOSE(r.int8, r.int8_truth, atol, 1e-5, 1e-11);
+      }
+    }
+  }
+}
+
+TEST_CASE("a token's result does not depend on the tokens beside it, bit for bit") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (const PackedCase& c : packed_cases()) {
+      Rng rng(5);
+      const PackedBuilder b = random_packed(rng, c, false);
+      const auto x = random_floats(rng, 11 * c.cols);
+      const PackedResult all = run_packed(*k, b.view(), x, 11, 0);
+      for (int64_t m = 0; m < 11; ++m) {
+        const std::vector<float> one(x.begin() + m * int64_t(c.cols),
+                                     x.begin() + (m + 1) * int64_t(c.cols));
+        const PackedResult alone = run_packed(*k, b.view(), one, 1, 0);
+        const auto from = size_t(m) * c.rows;
+        REQUIRE(std::equal(alone.exact.begin(), alone.exact.end(), all.exact.begin() + long(from)));
+        REQUIRE(std::equal(alone.int8.begin(), alone.int8.end(), all.int8.begin() + long(from)));
+      }
+    }
+  }
+}
+
+TEST_CASE("instruction sets that sum integers alike give the same bits") {
+  const cpu::Kernels* a = cpu::avx2_kernels();
+  const cpu::Kernels* b = cpu::avx512_kernels();
+  if (a == nullptr || b == nullptr) return;
+  for (const PackedCase& c : packed_cases()) {
+    Rng rng(6);
+    const PackedBuilder w = random_packed(rng, c, false);
+    const auto x = random_floats(rng, 9 * c.cols);
+    CHECK(run_packed(*a, w.view(), x, 9, 0).int8 == run_packed(*b, w.view(), x, 9, 0).int8);
+  }
+}
+
+TEST_CASE("int16 sums hold at the largest codes and activations") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (const PackedCase& c : packed_cases()) {
+      for (float sign : {1.0f, -1.0f}) {
+        Rng rng(9);
+        const PackedBuilder b = random_packed(rng, c, true);
+        const std::vector<float> x(c.cols, sign * 3.0f);  // every code is +-127
+        const PackedResult r = run_packed(*k, b.view(), x, 1, 0);
+        const double size = 3.0 * double(c.cols) * c.packing.max_code() * 0.1;
+        CHECK_CLOSE(r.int8, r.int8_truth, 3e-7 * size, 1e-5, 1e-10);
+      }
+    }
+  }
+}
+
+TEST_CASE("int16 sums hold at the largest codes and the lowest grid code, -128") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    for (const PackedCase& c : packed_cases()) {
+      Rng rng(10);
+      const PackedBuilder b = random_packed(rng, c, true);
+      const auto cols = int64_t(c.cols), blocks = int64_t(b.layout().padded_cols) / 32;
+      cpu::Int8Rows x;
+      x.resize(1, blocks * 32);
+      const ActivationGrid grid{.scale = 0.5f, .zero = 0, .bits = 8};
+      const std::vector<float> zeros(c.cols, 0.0f);  // code 0, stored as -128
+      k->quantize_row_to(grid, zeros.data(), cols, x.row_codes(0), x.row_scales(0), x.row_sums(0),
+                         blocks);
+      std::vector<float> values(c.cols, -64.0f), y(c.rows), truth(c.rows);
+      const auto weak = b.view().weak_indices();
+      std::vector<float> weak_x(weak.size(), 0.0f);
+      for (uint32_t i : weak) values[i] = 0, x.row_codes(0)[i] = 0, x.row_sums(0)[i / 32] += 64.0f;
+      k->packed_int8(b.view(), x, weak_x.data(), 1, 0, int64_t(b.layout().panels),
+                     {y.data(), int64_t(c.rows)});
+      reference::linear(reference::dequantize(b.view()), {}, values, 1, int64_t(c.rows), cols,
+                        truth);
+      CHECK_CLOSE(y, truth, 3e-7 * 64.0 * double(c.cols) * c.packing.max_code() * 0.1, 1e-5, 1e-10);
+    }
+  }
+}
+
+TEST_CASE("a flipped code, scale or zero point is noticed") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    Rng rng(3);
+    const PackedCase c{16, 160, {.bits = 3, .group = 64}};
+    const PackedBuilder b = random_packed(rng, c, false);
+    const auto x = random_floats(rng, 160, 0.5f, 0.3f);
+    const PackedResult good = run_packed(*k, b.view(), x, 1, 0);
+    for (uint64_t at : {uint64_t(7), b.layout().scales_offset + 6, b.layout().zeros_offset + 1}) {
+      std::vector<std::byte> bytes(b.bytes().begin(), b.bytes().end());
+      bytes[at] ^= std::byte(at == 7 ? 1 : 4);
+      const PackedResult bad = run_packed(*k, PackedView(b.layout(), bytes.data()), x, 1, 0);
+      CHECK(compare(bad.exact, good.exact_truth, 1e-4, 1e-5).close == false);
+      CHECK(compare(bad.int8, good.int8_truth, 1e-4, 1e-5).close == false);
+    }
+  }
+}
