@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
+#include <set>
+
+#include <fmt/format.h>
 
 namespace oq {
 namespace {
@@ -17,36 +21,73 @@ std::vector<int32_t> random_tokens(int64_t n, int64_t vocab) {
   return ids;
 }
 
+/// Every sequence of the batch ends at `depth`, whatever was there.
+void bring_to(Decoder& decoder, int64_t depth, int64_t batch) {
+  for (int32_t s = 0; s < int32_t(batch); ++s) {
+    if (decoder.length(s) < depth) {
+      decoder.feed(random_tokens(depth - decoder.length(s), decoder.config().vocab), s);
+    }
+    decoder.truncate(depth, s);
+  }
+}
+
+/// One token of each sequence.
+void step(Decoder& decoder, int32_t token, int64_t position, int64_t batch) {
+  const auto n = static_cast<size_t>(batch);
+  const std::vector<int32_t> tokens(n, token), positions(n, static_cast<int32_t>(position));
+  std::vector<int32_t> rows(n);
+  std::iota(rows.begin(), rows.end(), 0);
+  decoder.step({.tokens = tokens, .positions = positions, .sequences = rows, .logit_rows = rows});
+  for (int64_t i = 0; i < batch; ++i) decoder.logits(i);
+}
+
 double seconds(Decoder& decoder, const ThroughputTest& test, std::span<const int32_t> ids) {
-  decoder.truncate(0);
+  bring_to(decoder, test.depth, test.batch);
   const auto start = std::chrono::steady_clock::now();
   if (test.decode) {
-    for (size_t i = 0; i < ids.size(); ++i) decoder.feed(ids.subspan(i, 1));
+    for (size_t i = 0; i < ids.size(); ++i) {
+      step(decoder, ids[i], test.depth + int64_t(i), test.batch);
+    }
   } else {
-    decoder.feed(ids);
+    for (int32_t s = 0; s < int32_t(test.batch); ++s) decoder.feed(ids, s);
   }
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
 
-std::vector<Throughput> measure_throughput(Decoder& decoder, std::vector<ThroughputTest> tests,
-                                           int repetitions, BandwidthProbe& probe) {
+std::string ThroughputTest::name() const {
+  std::string text = fmt::format("{}{}", decode ? "tg" : "pp", tokens);
+  if (depth > 0) text += fmt::format(" @ d{}", depth);
+  if (batch > 1) text += fmt::format(" x {}", batch);
+  return text;
+}
+
+std::vector<Throughput> measure_throughput(Decoder& decoder,
+                                           const std::vector<ThroughputTest>& tests,
+                                           int repetitions, BandwidthProbe& probe,
+                                           const std::function<void()>& between) {
   std::vector<Throughput> results;
+  std::set<int64_t> depths;
   for (const ThroughputTest& test : tests) {
     Throughput t{.test = test, .rates = {}};
     if (test.decode) {
-      t.bytes_per_token =
-          double(decoder.bytes_per_token()) + double(decoder.kv_bytes((test.tokens - 1) / 2));
+      t.bytes_per_token = double(decoder.bytes_per_token()) / double(test.batch) +
+                          double(decoder.kv_bytes(test.depth + (test.tokens - 1) / 2));
     }
     results.push_back(t);
+    depths.insert(test.depth);
   }
-  for (int r = -1; r < repetitions; ++r) {  // the first warms caches and page tables
-    for (Throughput& t : results) {
-      const auto ids = random_tokens(t.test.tokens, decoder.config().vocab);
-      probe.measure();
-      const double time = seconds(decoder, t.test, ids);
-      if (r >= 0) t.rates.push_back(double(t.test.tokens) / time);
+  for (const int64_t depth : depths) {
+    for (int r = -1; r < repetitions; ++r) {  // the first warms caches and page tables
+      for (Throughput& t : results) {
+        if (t.test.depth != depth) continue;
+        const auto ids = random_tokens(t.test.tokens, decoder.config().vocab);
+        probe.measure();
+        const double time = seconds(decoder, t.test, ids);
+        if (r >= 0) t.rates.push_back(double(t.test.tokens * t.test.batch) / time);
+      }
+      if (r >= 0 && between) between();
     }
   }
   while (probe.passes() < 7) probe.measure();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -9,26 +10,34 @@
 
 namespace oq {
 
-/// One test of a decoder: `pp512` feeds 512 tokens at once, `tg128` one after another.
+/// One test of a decoder. `pp512` feeds 512 tokens at once, `tg128` one after another; `@ d4096`
+/// behind 4096 others, which do not count; `x 8` in 8 sequences, whose tokens share each step.
 struct ThroughputTest {
   bool decode = false;
-  int64_t tokens = 0;
+  int64_t tokens = 0;  ///< of a sequence
+  int64_t depth = 0;
+  int64_t batch = 1;  ///< sequences
 
-  std::string name() const { return (decode ? "tg" : "pp") + std::to_string(tokens); }
+  std::string name() const;
 };
 
 struct Throughput {
   ThroughputTest test;
-  std::vector<double> rates;   ///< tokens per second of each repetition, sorted
-  double bytes_per_token = 0;  ///< decode: weights and KV cache, on average
+  std::vector<double> rates;   ///< tokens per second of all sequences, by repetition, sorted
+  double bytes_per_token = 0;  ///< decode: weights and KV cache, on average; a step reads the
+                               ///< weights once for its whole batch (experts: as if alike)
 
   double median() const { return rates[rates.size() / 2]; }
   double bandwidth() const { return median() * bytes_per_token; }
 };
 
-/// Runs each test `repetitions` times, after one warm-up, in turn with passes of the probe.
-/// Tokens are pseudo-random, the same on every run.
-std::vector<Throughput> measure_throughput(Decoder& decoder, std::vector<ThroughputTest> tests,
-                                           int repetitions, BandwidthProbe& probe);
+/// Runs each test `repetitions` times, after one warm-up, in turn with passes of the probe. Tests
+/// of one depth take turns; `between` is called after each repetition of all of them but the
+/// warm-up. Tokens are pseudo-random, the same on every run.
+/// PRECOND: the decoder has room for depth + tokens of every sequence.
+std::vector<Throughput> measure_throughput(Decoder& decoder,
+                                           const std::vector<ThroughputTest>& tests,
+                                           int repetitions, BandwidthProbe& probe,
+                                           const std::function<void()>& between = {});
 
 }  // namespace oq

@@ -70,14 +70,17 @@ class Tile {
   float group_sum_[kTokens];
 };
 
-/// The cache lines of a block 4 KiB ahead: a mapped file lies on small pages, and the hardware's
-/// own prefetchers stop at the end of each. Worth 9 to 12 % in decode. A prefetch never faults.
+constexpr int64_t kAhead =
+    4096;  ///< bytes of a panel between a block and what is prefetched with it
+
+/// The cache lines of a block. A mapped file lies on small pages, and the hardware's own
+/// prefetchers stop at the end of each: worth 9 to 12 % in decode. A prefetch never faults.
 template <int kBytes>
-inline void prefetch(const uint8_t* block) {
-  const auto ahead = reinterpret_cast<uintptr_t>(block) + 4096;
-  for (int line = 0; line < kBytes;
-       line += 64) {  // an address, perhaps of no object: not a pointer
-    _mm_prefetch(reinterpret_cast<const char*>(ahead + uintptr_t(line)), _MM_HINT_T0);
+inline __attribute__((always_inline)) void prefetch(const uint8_t* block, int64_t ahead) {
+  // An address, perhaps of no object: not a pointer.
+  const auto from = reinterpret_cast<uintptr_t>(block) + uintptr_t(ahead);
+  for (int line = 0; line < kBytes; line += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + uintptr_t(line)), _MM_HINT_T0);
   }
 }
 
@@ -119,7 +122,10 @@ void multiply(const PackedLayout& l, Panels<kPanels>& panels, Tile<kPanels, kTok
   for (int64_t g = 0, b = 0; b < blocks; ++g) {
     const int64_t last = std::min(blocks, b + group_blocks);
     for (; b < last; ++b) {
-      if constexpr (kTokens == 1) prefetch<32 * kBits>(panels.codes[0]);
+      // Behind a panel's end comes the one that is next for this pointer, kPanels further.
+      constexpr int64_t kAheadBlocks = kAhead / (32 * kBits);
+      const int64_t skip = b + kAheadBlocks < blocks ? 0 : (kPanels - 1) * int64_t(l.panel_bytes);
+      for (const uint8_t* p : panels.codes) prefetch<32 * kBits>(p, kAhead + skip);
       tile.add_block(Block<kBits, kPanels>(panels.codes), b);
       for (const uint8_t*& p : panels.codes) p += 32 * kBits;
     }

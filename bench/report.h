@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/peer.h"
+#include "bench/throughput.h"
+
+namespace oq {
+
+/// Everything that a run of oq-bench found out.
+struct BenchReport {
+  std::string model, scheme, backend;
+  bool synthetic = false;
+  double bits_per_weight = 0;  ///< of the blocks' linears, from the bytes stored
+  double load_seconds = 0;     ///< to open (or make) the model and set up the decoder
+  uint64_t model_bytes = 0;    ///< of the file
+  uint64_t peak_memory = 0;    ///< with the probe's buffers and the mapped file
+  double bandwidth = 0;        ///< bytes per second; the better of
+  double huge_pages = 0, small_pages = 0;
+  double weights_on_huge_pages = -1;  ///< share of the file's pages; -1: not known
+  uint64_t bytes_per_token = 0;       ///< of weights
+  std::vector<Throughput> results;
+  std::optional<Peer> peer;
+};
+
+std::string to_markdown(const BenchReport& report);
+/// A line of names, then a line per test.
+std::string to_csv(const BenchReport& report);
+/// One object.
+std::string to_json(const BenchReport& report);
+
+}  // namespace oq
