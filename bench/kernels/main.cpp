@@ -1,4 +1,5 @@
-/// Every packed kernel of every instruction set that runs here, one tensor at a time.
+/// Every packed kernel of every instruction set that runs here, one tensor at a time; and
+/// attention.
 ///
 ///   cache    512 rows, which stay in the second cache: what the instructions cost
 ///   memory   tensors of 1 GiB in all (or --size), read in turn: nothing is in a cache when it is
@@ -109,6 +110,38 @@ void add(const cpu::Kernels* k, const char* scheme, bool cache, int64_t tokens) 
   if (!cache) b->Threads(2);
 }
 
+/// Attention over stretches of 256 positions, as the backend cuts them: `positions` of one KV head.
+void attention(benchmark::State& state, const cpu::Kernels* k, int64_t queries, int64_t head_dim,
+               int64_t positions) {
+  constexpr int64_t kStretch = 256;
+  const auto size = size_t(positions * head_dim);
+  const std::vector<f16> keys(size, to_f16(0.01f)), values(size, to_f16(1.0f));
+  const std::vector<float> q(size_t(queries * head_dim), 0.1f);
+  std::vector<float> out(q.size()), scores(size_t(queries * kStretch));
+  std::vector<cpu::AttentionPart> parts;
+  for (int64_t i = 0; i < queries; ++i) parts.push_back({0, 0, out.data() + i * head_dim});
+  const std::vector<cpu::Sight> sights(size_t(queries), cpu::Sight{.first = 0, .end = positions});
+  for (auto _ : state) {
+    for (int64_t t = 0; t < positions; t += kStretch) {
+      k->attend_f16(q.data(), queries, head_dim, {keys.data(), values.data()}, t, t + kStretch,
+                    sights.data(), scores.data(), parts.data());
+    }
+    benchmark::ClobberMemory();
+  }
+  const double products = 2.0 * double(queries * head_dim * positions);  // q k and p v
+  using benchmark::Counter;
+  state.counters["macs"] = Counter(products, Counter::kIsIterationInvariantRate);
+  state.counters["bytes"] = Counter(4.0 * double(size), Counter::kIsIterationInvariantRate);
+}
+
+void add_attention(const cpu::Kernels* k, int64_t queries, int64_t head_dim, bool cache) {
+  const int64_t positions = cache ? 256 : int64_t(1) << 20;
+  const std::string name = fmt::format("{}/attention/{}/dim:{}/queries:{}", k->name,
+                                       cache ? "cache" : "memory", head_dim, queries);
+  benchmark::RegisterBenchmark(name.c_str(), attention, k, queries, head_dim, positions)
+      ->UseRealTime();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -118,6 +151,11 @@ int main(int argc, char** argv) {
                                "w4a16g32", "w5a16g128", "w6a16g128", "w7a16g128", "w8a16g128"}) {
       for (int64_t tokens : {1, 2, 4, 8, 128}) add(k, scheme, true, tokens);
       for (int64_t tokens : {1, 8}) add(k, scheme, false, tokens);
+    }
+    for (int64_t queries : {1, 2, 3, 4, 8, 24}) {
+      for (int64_t dim : {64, 128}) {
+        for (bool cache : {true, false}) add_attention(k, queries, dim, cache);
+      }
     }
   }
   benchmark::Initialize(&argc, argv);

@@ -261,7 +261,7 @@ TEST_CASE("attention over stretches, merged, equals the reference") {
     CAPTURE(std::string(k->name));
     for (int64_t positions : {1, 8, 19, 100, 263}) {
       for (int64_t dim : {4, 20, 64, 128}) {
-        for (int64_t queries : {1, 3, 6}) {
+        for (int64_t queries : {1, 3, 6, 13}) {
           check_attention<f16>(k->attend_f16, positions, dim, queries, 64);
           check_attention<float>(k->attend_f32, positions, dim, queries, 256);
         }

@@ -3,37 +3,65 @@
 /// Regime: decode (the queries of one KV head's group) and prefill (those of several tokens).
 /// Layout: keys in tiles of 8 positions, so that 8 scores are one vector and no horizontal sum is
 /// needed; values row by row. Work split: the caller gives stretches and merges what they leave
-/// behind. Each key and value is converted once per tile of 4 queries. Every score adds up over
-/// dimensions in ascending order and every output over positions, whatever the tile. Bound:
-/// the cache's bytes at one query, FMA from about 4 on.
+/// behind. Each key and value is converted once per tile of up to 4 queries (8 with AVX-512's
+/// registers). Every score adds up over dimensions in ascending order and every output over
+/// positions, whatever the tile. Bound: the cache's bytes at one query, FMA from about 4 on.
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/cpu/x86/simd.h"
 
 namespace oq::cpu::OQ_ISA {
 namespace {
 
-constexpr int kTile = 4;  ///< queries that share one pass over keys and values
+#if defined(__AVX512VL__)
+constexpr int kMostQueries = 8;  ///< that share one pass over keys and values
+#else
+constexpr int kMostQueries = 4;
+#endif
 
-/// scores[i][t - begin] = q_i k_t for whole tiles of keys.
-template <class T, int kQueries>
-void score_tiles(const float* q, int64_t head_dim, const T* keys, int64_t begin, int64_t end,
-                 float* scores, int64_t stride) {
-  for (int64_t t = begin; t < end; t += kKeyTile) {
-    const T* tile = keys + t * head_dim;
-    __m256 acc[kQueries];
-    std::fill(acc, acc + kQueries, _mm256_setzero_ps());
-    for (int64_t d = 0; d < head_dim; ++d) {
-      const __m256 key = load_floats(tile + d * kKeyTile);
+/// scores[i][t - begin] = q_i k_t for kTiles whole tiles of keys from t = begin on.
+template <class T, int kQueries, int kTiles>
+inline __attribute__((always_inline)) void score(const float* q, int64_t head_dim, const T* keys,
+                                                 float* scores, int64_t stride) {
+  __m256 acc[kTiles][kQueries];
+  for (auto& a : acc) std::fill(a, a + kQueries, _mm256_setzero_ps());
+  for (int64_t d = 0; d < head_dim; ++d) {
+    __m256 key[kTiles];
 #pragma GCC unroll 4
-      for (int i = 0; i < kQueries; ++i) {
-        acc[i] = _mm256_fmadd_ps(key, _mm256_set1_ps(q[i * head_dim + d]), acc[i]);
-      }
+    for (int j = 0; j < kTiles; ++j) key[j] = load_floats(keys + (j * head_dim + d) * kKeyTile);
+#pragma GCC unroll 8
+    for (int i = 0; i < kQueries; ++i) {
+      const __m256 x = _mm256_set1_ps(q[i * head_dim + d]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kTiles; ++j) acc[j][i] = _mm256_fmadd_ps(key[j], x, acc[j][i]);
     }
-    for (int i = 0; i < kQueries; ++i) _mm256_storeu_ps(scores + i * stride + t - begin, acc[i]);
+  }
+  for (int j = 0; j < kTiles; ++j) {
+    for (int i = 0; i < kQueries; ++i) {
+      _mm256_storeu_ps(scores + i * stride + j * kKeyTile, acc[j][i]);
+    }
+  }
+}
+
+/// The same for [begin, end), while the values of these positions are on their way. Several tiles
+/// at once, because a sum waits 4 cycles for the one before it, in which 8 others can be started.
+template <class T, int kQueries>
+void score_tiles(const float* q, int64_t head_dim, const T* keys, const T* values, int64_t begin,
+                 int64_t end, float* scores, int64_t stride) {
+  constexpr int kTiles = kQueries == 1 ? 4 : 2;
+  const int64_t bytes = kTiles * kKeyTile * head_dim * int64_t(sizeof(T));
+  int64_t t = begin;
+  for (; t + (kTiles - 1) * kKeyTile < end; t += kTiles * kKeyTile) {
+    prefetch_lines<_MM_HINT_T0>(keys + t * head_dim, std::max<int64_t>(bytes, 4096), bytes);
+    prefetch_lines<_MM_HINT_T1>(values + t * head_dim, 0, bytes);
+    score<T, kQueries, kTiles>(q, head_dim, keys + t * head_dim, scores + t - begin, stride);
+  }
+  for (; t < end; t += kKeyTile) {
+    score<T, kQueries, 1>(q, head_dim, keys + t * head_dim, scores + t - begin, stride);
   }
 }
 
@@ -61,17 +89,22 @@ void softmax(float* scores, const float* bias, int64_t first, int64_t live, int6
   part.sum = sum_lanes(sum);
 }
 
-/// out[i][d .. d + 8 kVectors) = sum over t of p[i][t] v[t][d ..].
+/// out[i][d .. d + 8 kVectors) = sum over t of p[i][t] v[t][d ..]. With the first dimensions come
+/// the keys of the stretch that is next, so that memory is not idle meanwhile.
 template <class T, int kQueries, int kVectors>
 void weigh_values(const float* p, int64_t stride, const T* values, int64_t head_dim, int64_t n,
-                  int64_t d, AttentionPart* parts) {
+                  int64_t d, const T* next_keys, AttentionPart* parts) {
   __m256 acc[kQueries][kVectors];
   for (auto& a : acc) std::fill(a, a + kVectors, _mm256_setzero_ps());
   for (int64_t t = 0; t < n; ++t) {
+    if (d == 0) {
+      const int64_t bytes = head_dim * int64_t(sizeof(T));
+      prefetch_lines<_MM_HINT_T1>(next_keys, t * bytes, bytes);
+    }
     __m256 v[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) v[j] = load_floats(values + t * head_dim + d + 8 * j);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
       const __m256 weight = _mm256_set1_ps(p[i * stride + t]);
 #pragma GCC unroll 8
@@ -83,12 +116,19 @@ void weigh_values(const float* p, int64_t stride, const T* values, int64_t head_
   }
 }
 
+/// Vectors of values that meet all queries at once: at least 8 sums that do not wait for each
+/// other.
+constexpr int vectors_of(int queries) {
+  if (queries == 1) return 8;
+  return kMostQueries == 8 ? (queries == 8 ? 2 : 4) : (queries == 2 ? 4 : 2);
+}
+
 template <class T, int kQueries>
 void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, int64_t end,
                  const Sight* sights, float* scores, AttentionPart* parts) {
-  constexpr int kVectors = kQueries == 1 ? 8 : 2;  // kQueries x kVectors accumulators
+  constexpr int kVectors = vectors_of(kQueries);
   const int64_t stride = (end - begin + kKeyTile - 1) / kKeyTile * kKeyTile;
-  score_tiles<T, kQueries>(q, head_dim, kv.keys, begin, end, scores, stride);
+  score_tiles<T, kQueries>(q, head_dim, kv.keys, kv.values, begin, end, scores, stride);
   int64_t seen = 0;
   for (int i = 0; i < kQueries; ++i) {
     const Sight& sight = sights[i];
@@ -105,12 +145,14 @@ void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, 
     }
   }
   const T* values = kv.values + begin * head_dim;
+  const T* next_keys = kv.keys + (begin + stride) * head_dim;
   int64_t d = 0;
   for (; d + 8 * kVectors <= head_dim; d += 8 * kVectors) {
-    weigh_values<T, kQueries, kVectors>(scores, stride, values, head_dim, seen, d, parts);
+    weigh_values<T, kQueries, kVectors>(scores, stride, values, head_dim, seen, d, next_keys,
+                                        parts);
   }
   for (; d + 8 <= head_dim; d += 8) {
-    weigh_values<T, kQueries, 1>(scores, stride, values, head_dim, seen, d, parts);
+    weigh_values<T, kQueries, 1>(scores, stride, values, head_dim, seen, d, next_keys, parts);
   }
   for (; d < head_dim; ++d) {
     for (int i = 0; i < kQueries; ++i) {
@@ -126,14 +168,19 @@ void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, 
 template <class T>
 void attend(const float* q, int64_t queries, int64_t head_dim, KvView<T> kv, int64_t begin,
             int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
-  int64_t i = 0;
-  for (; i + kTile <= queries; i += kTile) {
-    attend_tile<T, kTile>(q + i * head_dim, head_dim, kv, begin, end, sights + i, scores,
-                          parts + i);
-  }
-  for (; i < queries; ++i) {
-    attend_tile<T, 1>(q + i * head_dim, head_dim, kv, begin, end, sights + i, scores, parts + i);
-  }
+  const auto some = [&]<int kQueries>(std::integral_constant<int, kQueries>) {
+    for (; queries >= kQueries; queries -= kQueries) {
+      attend_tile<T, kQueries>(q, head_dim, kv, begin, end, sights, scores, parts);
+      q += kQueries * head_dim;
+      sights += kQueries;
+      parts += kQueries;
+    }
+  };
+  some(std::integral_constant<int, kMostQueries>());
+  if constexpr (kMostQueries > 4) some(std::integral_constant<int, 4>());
+  some(std::integral_constant<int, 3>());
+  some(std::integral_constant<int, 2>());
+  some(std::integral_constant<int, 1>());
 }
 
 }  // namespace

@@ -109,10 +109,10 @@ void CpuAttention::attend_split(const CpuKvCache& cache, int64_t layer, const Ba
       std::copy(s.parts.begin(), s.parts.end(), stretch_parts_.begin() + piece.first);
     }
   });
-  for (const Piece& piece : pieces) {
+  const auto merge = [&](const Piece& piece) {
     const Tile& tile = tiles_[piece.tile];
     const int64_t n = tile.tokens * group(), count = tile.end_stretch() - tile.first_stretch();
-    if (piece.stretch != tile.first_stretch()) continue;
+    if (piece.stretch != tile.first_stretch()) return;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t row = tile.row + i / group(), head = tile.kv_head * group() + i % group();
       cpu::AttentionPart total{0, 0, out.row(row) + head * dim};
@@ -121,7 +121,10 @@ void CpuAttention::attend_split(const CpuKvCache& cache, int64_t layer, const Ba
       }
       for (int64_t d = 0; d < dim; ++d) total.out[d] /= total.sum;
     }
-  }
+  };
+  pool_.parallel_for(int64_t(pieces.size()), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t p = begin; p < end; ++p) merge(pieces[size_t(p)]);
+  });
 }
 
 void CpuAttention::run(const CpuKvCache& cache, int64_t layer, const float* alibi,
