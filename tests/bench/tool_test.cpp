@@ -141,7 +141,7 @@ TEST_CASE("a peer's throughput stands beside ours") {
     auto wrong = args;
     wrong.back() = bad;
     const ProcessResult r = run_bench(wrong);
-    CAPTURE(bad);
+    CAPTURE(wrong.back());
     CAPTURE(r.err);
     CHECK(r.code == 1);
     CHECK(r.err.find(says) != std::string::npos);

@@ -47,12 +47,13 @@ inline __m256i broadcast4(const int8_t* p) {
 /// Asks for the cache lines of `bytes` bytes that lie `ahead` bytes behind p. Mapped files and the
 /// KV cache lie on small pages, at the end of each of which the hardware's own prefetchers stop:
 /// worth 9 to 12 % in decode. A prefetch never faults, so there need not be an object.
-template <_mm_hint kHint>
+template <int kHint>
 inline __attribute__((always_inline)) void prefetch_lines(const void* p, int64_t ahead,
                                                           int64_t bytes) {
   const auto from = reinterpret_cast<uintptr_t>(p) + uintptr_t(ahead);
   for (int64_t line = 0; line < bytes; line += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + uintptr_t(line)), kHint);
+    _mm_prefetch(reinterpret_cast<const char*>(from + uintptr_t(line)),
+                 static_cast<decltype(_MM_HINT_T0)>(kHint));
   }
 }
 
