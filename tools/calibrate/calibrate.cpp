@@ -137,6 +137,7 @@ class Calibration {
                         needs_text_ ? o_.window : 1, config_.hidden, flight.hidden_memory_limit,
                         work.path());
     if (needs_text_) runner.embed(text_.windows, hidden.data());
+    progress(0, fmt::format("block 1 of {}", config_.blocks));  // the clock starts here
     for (int64_t b = 0; b < config_.blocks; ++b) {
       if (b >= work.finished()) quantize(runner, hidden, work, b);
       if (needs_text_) advance(runner, hidden, work, b);
