@@ -34,7 +34,7 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
                  .where = file_->path().string(),
                  .expected = fmt::format("at most {}", plan_.config.context),
                  .found = std::to_string(plan_.context),
-                 .hint = "choose a smaller --ctx (oq-eval: --window; oq-bench: -p and -n)"});
+                 .hint = "choose a smaller --ctx (oq-eval: --window; oq-bench: -p, -n and -d)"});
   }
   check_tensors(*file_, plan_.config);
   backend_->configure(plan_);

@@ -213,3 +213,19 @@ TEST_CASE("oq-calibrate --perplexity says what oq-eval says") {
   CHECK(said["quantized"].get<double>() != said["full_precision"].get<double>());
   CHECK(read_file(dir / "report.html").find("full precision") != std::string::npos);
 }
+
+TEST_CASE("oq-calibrate refuses what it could not measure or report before it calibrates") {
+  const Models& m = models();
+  const TempDir dir;
+  const std::string made = dir / "made.oq", brief = dir / "brief.txt";
+  write_file(brief, "the cat");
+  for (const auto& [flag, value, says] :
+       {std::tuple("--perplexity", brief, "shorter than one window"),
+        std::tuple("--report", std::string(dir / "no/report.html"), "cannot be written")}) {
+    const ProcessResult r = run({tool("oq-calibrate"), m.f16, "-o", made, "--method", "rtn",
+                                 "--scheme", "w3a16", "--window", "32", flag, value});
+    CHECK(r.code == 1);
+    CHECK_MESSAGE(r.err.find(says) != std::string::npos, r.err);
+    CHECK_FALSE(std::filesystem::exists(made));
+  }
+}

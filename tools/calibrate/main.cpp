@@ -1,4 +1,5 @@
 #include <chrono>
+#include <fstream>
 #include <memory>
 
 #include <fmt/format.h>
@@ -156,8 +157,14 @@ void run(Arguments& a) {
   if (o.method != "owq" && (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
     throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for --method owq");
   }
-  // What cannot be read must not come to light after the calibration.
+  // What cannot be read or written must not come to light after the calibration.
   const std::string text = a.perplexity.empty() ? "" : tool::read_text(a.perplexity);
+  if (!a.perplexity.empty()) {
+    with_place(a.perplexity, [&] { calibrate::check_measurable(o.input, text, o.window); });
+  }
+  if (!a.report.empty() && !std::ofstream(a.report, std::ios::app)) {
+    throw Error({.what = "cannot be written", .where = a.report});
+  }
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<tool::Progress> progress;
   double shown = 0, total_shown = 0;

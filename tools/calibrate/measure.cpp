@@ -7,6 +7,12 @@
 
 namespace oq::calibrate {
 
+void check_measurable(const std::filesystem::path& path, const std::string& text, int64_t window) {
+  const Model model(path.string(), {});
+  const std::vector<int32_t> ids = model.encode_text(text);
+  cut_windows(ids, window, 1, model.config().vocab);
+}
+
 Measured measure(const std::filesystem::path& before, const std::filesystem::path& after,
                  const std::string& text, int64_t window, int64_t max_windows, int threads,
                  const std::function<void(double tokens, double total)>& progress) {
