@@ -214,7 +214,7 @@ TEST_CASE("oq-bench measures prefill and decode") {
   CHECK(table.code == 0);
   CHECK(table.out.find("| tg8 |") != std::string::npos);
   CHECK(table.out.find("| pp") == std::string::npos);
-  check_fails("bench", {m.w4, "-r", "1"}, {"w4.oq", "at most 256", "-p and -n"});
+  check_fails("bench", {m.w4, "-r", "1"}, {"w4.oq", "at most 256", "-p, -n and -d"});
   CHECK(run_oq("bench", {m.w4, "-p", "0", "-n", "0"}).code == 2);
 }
 #endif
