@@ -21,6 +21,7 @@ struct Options {
   std::vector<int64_t> depths = {0}, batches = {1};
   std::string peer;
   int repetitions = 5, threads = 0;
+  int kv_bits = 0;
   bool exact = false, json = false, csv = false, quiet = false;
 };
 
@@ -47,11 +48,13 @@ void check_model(const Options& o, const CLI::App& app) {
   }
 }
 
-std::shared_ptr<const File> open_model(const Options& o) {
+/// A synthetic model's context grows with the tests: its weights have nothing to forget there.
+std::shared_ptr<const File> open_model(const Options& o, int64_t context) {
   if (o.synthetic.empty()) return File::open(o.model);
+  Shape shape = *find_shape(o.synthetic);
+  shape.config.context = std::max(shape.config.context, context);
   return make_synthetic(
-      *find_shape(o.synthetic),
-      {.scheme = Scheme::parse(o.scheme), .head_bits = o.head_bits, .threads = o.threads});
+      shape, {.scheme = Scheme::parse(o.scheme), .head_bits = o.head_bits, .threads = o.threads});
 }
 
 std::vector<ThroughputTest> tests_of(const Options& o) {
@@ -68,20 +71,22 @@ std::vector<ThroughputTest> tests_of(const Options& o) {
 
 BenchReport measure(const Options& o) {
   const auto start = std::chrono::steady_clock::now();
-  const auto file = open_model(o);
   const std::vector<ThroughputTest> tests = tests_of(o);
   int64_t context = 0;
   for (const ThroughputTest& t : tests) context = std::max(context, t.depth + t.tokens);
+  const auto file = open_model(o, context);
   Decoder decoder(file, tool::make_backend(o.backend, o.threads),
                   {.context = context,
                    .sequences = *std::max_element(o.batches.begin(), o.batches.end()),
-                   .exact = o.exact});
+                   .exact = o.exact,
+                   .kv_bits = o.kv_bits});
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - start;
   BandwidthProbe probe;
   BenchReport r;
   r.model = o.synthetic.empty() ? o.model : o.synthetic;
   r.scheme = file->metadata().get_or<std::string>("scheme", "w16a16");
   r.backend = decoder.backend().description() + (o.exact ? ", exact" : "");
+  if (decoder.kv_bits() != 16) r.backend += ", kv " + std::to_string(decoder.kv_bits());
   r.synthetic = !o.synthetic.empty();
   r.bits_per_weight = linear_bytes(*file, decoder.config()).bits_per_weight();
   r.load_seconds = load.count();
@@ -130,7 +135,7 @@ int main(int argc, char** argv) {
   app.add_option("-r,--repetitions", o.repetitions, "runs of each test")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_flag("--exact", o.exact, "fp32 activations and KV cache");
+  tool::add_exact_flags(app, o.exact, o.kv_bits);
   tool::add_backend_flag(app, o.backend);
   tool::add_threads_flag(app, o.threads);
   tool::add_json_flag(app, o.json);

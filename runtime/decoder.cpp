@@ -26,6 +26,9 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   plan_.sequences = options.sequences;
   plan_.max_rows = std::min(options.max_rows, plan_.context * plan_.sequences);
   plan_.exact = options.exact;
+  plan_.kv_bits = options.kv_bits;
+  if (plan_.kv_bits == 0) plan_.kv_bits = plan_.scheme.kv_bits;
+  if (options.kv_bits == 0 && plan_.kv_bits == 16 && plan_.exact) plan_.kv_bits = 32;
   if (options.sequences < 1 || options.max_rows < 1) {
     throw Error({.what = "a decoder needs a sequence and a row", .where = "decoder options"});
   }
@@ -254,7 +257,7 @@ int64_t Decoder::length(int32_t sequence) const {
 uint64_t Decoder::kv_bytes(int64_t position) const {
   const ModelConfig& c = plan_.config;
   const int64_t seen = c.window > 0 ? std::min(position + 1, c.window) : position + 1;
-  return uint64_t(c.blocks) * 2 * uint64_t(c.kv_width()) * uint64_t(seen) * (plan_.exact ? 4 : 2);
+  return uint64_t(c.blocks) * 2 * uint64_t(c.kv_heads) * uint64_t(seen) * plan_.kv_head_bytes();
 }
 
 }  // namespace oq

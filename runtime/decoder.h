@@ -18,7 +18,9 @@ class Decoder {
     int64_t context = 0;  ///< positions per sequence; 0: the model's own, at most 8192
     int64_t sequences = 1;
     int64_t max_rows = 256;  ///< tokens of one step; `feed` splits what is longer
-    bool exact = false;      ///< fp32 activations and KV cache
+    bool exact = false;      ///< packed weights meet fp32 activations, not integers
+    int kv_bits = 0;         ///< of the KV cache: 2..8, 16 or 32; 0: what the scheme says, where
+                             ///< that is 16, 32 if exact
   };
 
   Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> backend, Options options);
@@ -27,6 +29,7 @@ class Decoder {
   const Backend& backend() const { return *backend_; }
   int64_t context() const { return plan_.context; }
   int64_t max_rows() const { return plan_.max_rows; }
+  int kv_bits() const { return plan_.kv_bits; }
 
   /// One pass of the batch through the model. A sequence's first row in the batch may stand at any
   /// position up to the sequence's length: a smaller one goes back, and what came after is

@@ -119,23 +119,28 @@ class PlainModel {
   }
 
   /// Positions and rounding of q, k or v.
-  void finish_heads(Rows& rows, bool rotated, int bits) const {
+  void finish_heads(Rows& rows, bool rotated, int bits, bool cached) const {
     for (size_t t = 0; t < rows.size(); ++t) {
       for (int64_t h = 0; h < int64_t(rows[t].size()) / c_.head_dim; ++h) {
         if (rotated && c_.positions == PositionKind::rope) {
           reference::rope(head(rows[t], h), values("rope.inv_freq"), int64_t(t),
                           c_.rope_attention_factor);
         }
-        if (bits < 16) reference::fake_quantize(head(rows[t], h), bits);
+        if (bits == 16) continue;
+        if (cached) {
+          reference::fake_quantize_kv(head(rows[t], h), bits);
+        } else {
+          reference::fake_quantize(head(rows[t], h), bits);
+        }
       }
     }
   }
 
   Rows attention(const std::string& prefix, const Rows& x) const {
     Rows q = linear(prefix + "q", x), k = linear(prefix + "k", x), v = linear(prefix + "v", x);
-    finish_heads(q, true, scheme_.query_bits);
-    finish_heads(k, true, scheme_.kv_bits);
-    finish_heads(v, false, scheme_.kv_bits);
+    finish_heads(q, true, scheme_.query_bits, false);
+    finish_heads(k, true, scheme_.kv_bits, true);
+    finish_heads(v, false, scheme_.kv_bits, true);
     Rows out(q.size(), std::vector<float>(size_t(c_.q_width())));
     for (size_t t = 0; t < q.size(); ++t) {
       const size_t window = c_.window > 0 ? size_t(c_.window) : t + 1;

@@ -110,12 +110,40 @@ void add(const cpu::Kernels* k, const char* scheme, bool cache, int64_t tokens) 
   if (!cache) b->Threads(2);
 }
 
+/// One KV head's cache of contents that do not matter: floats, or codes and their grids.
+struct FloatCache {
+  static constexpr const char* kName = "";
+  std::vector<f16> keys, values;
+
+  explicit FloatCache(size_t positions, size_t head_dim)
+      : keys(positions * head_dim, to_f16(0.01f)), values(positions * head_dim, to_f16(1.0f)) {}
+  cpu::KvView<f16> view() const { return {keys.data(), values.data()}; }
+  double bytes() const { return 4.0 * double(keys.size()); }
+  static auto kernel(const cpu::Kernels& k) { return k.attend_f16; }
+};
+
+struct CodeCache {
+  static constexpr const char* kName = "-kv8";
+  std::vector<uint8_t> keys, values;
+  std::vector<f16> grids;
+
+  explicit CodeCache(size_t positions, size_t head_dim)
+      : keys(positions * head_dim, 3),
+        values(positions * head_dim, 4),
+        grids(positions, to_f16(0.01f)) {}
+  cpu::KvCodes view() const {
+    return {{keys.data(), values.data()}, grids.data(), grids.data(), grids.data(), grids.data()};
+  }
+  double bytes() const { return 2.0 * double(keys.size()); }
+  static auto kernel(const cpu::Kernels& k) { return k.attend_codes; }
+};
+
 /// Attention over stretches of 256 positions, as the backend cuts them: `positions` of one KV head.
+template <class Cache>
 void attention(benchmark::State& state, const cpu::Kernels* k, int64_t queries, int64_t head_dim,
                int64_t positions) {
   constexpr int64_t kStretch = 256;
-  const auto size = size_t(positions * head_dim);
-  const std::vector<f16> keys(size, to_f16(0.01f)), values(size, to_f16(1.0f));
+  const Cache cache{size_t(positions), size_t(head_dim)};
   const std::vector<float> q(size_t(queries * head_dim), 0.1f);
   std::vector<float> out(q.size()), scores(size_t(queries * kStretch));
   std::vector<cpu::AttentionPart> parts;
@@ -123,22 +151,23 @@ void attention(benchmark::State& state, const cpu::Kernels* k, int64_t queries, 
   const std::vector<cpu::Sight> sights(size_t(queries), cpu::Sight{.first = 0, .end = positions});
   for (auto _ : state) {
     for (int64_t t = 0; t < positions; t += kStretch) {
-      k->attend_f16(q.data(), queries, head_dim, {keys.data(), values.data()}, t, t + kStretch,
-                    sights.data(), scores.data(), parts.data());
+      Cache::kernel (*k)(q.data(), queries, head_dim, cache.view(), t, t + kStretch, sights.data(),
+                         scores.data(), parts.data());
     }
     benchmark::ClobberMemory();
   }
   const double products = 2.0 * double(queries * head_dim * positions);  // q k and p v
   using benchmark::Counter;
   state.counters["macs"] = Counter(products, Counter::kIsIterationInvariantRate);
-  state.counters["bytes"] = Counter(4.0 * double(size), Counter::kIsIterationInvariantRate);
+  state.counters["bytes"] = Counter(cache.bytes(), Counter::kIsIterationInvariantRate);
 }
 
+template <class Cache>
 void add_attention(const cpu::Kernels* k, int64_t queries, int64_t head_dim, bool cache) {
   const int64_t positions = cache ? 256 : int64_t(1) << 20;
-  const std::string name = fmt::format("{}/attention/{}/dim:{}/queries:{}", k->name,
+  const std::string name = fmt::format("{}/attention{}/{}/dim:{}/queries:{}", k->name, Cache::kName,
                                        cache ? "cache" : "memory", head_dim, queries);
-  benchmark::RegisterBenchmark(name.c_str(), attention, k, queries, head_dim, positions)
+  benchmark::RegisterBenchmark(name.c_str(), attention<Cache>, k, queries, head_dim, positions)
       ->UseRealTime();
 }
 
@@ -154,7 +183,10 @@ int main(int argc, char** argv) {
     }
     for (int64_t queries : {1, 2, 3, 4, 8, 24}) {
       for (int64_t dim : {64, 128}) {
-        for (bool cache : {true, false}) add_attention(k, queries, dim, cache);
+        for (bool cache : {true, false}) {
+          add_attention<FloatCache>(k, queries, dim, cache);
+          add_attention<CodeCache>(k, queries, dim, cache);
+        }
       }
     }
   }

@@ -74,6 +74,15 @@ struct KvView {
   const T* values = nullptr;
 };
 
+/// The same of codes of up to 8 bits: the grid of each position's keys and of its values
+/// (kernels/kv_grid.h), by position.
+struct KvCodes : KvView<uint8_t> {
+  const f16* key_scales = nullptr;
+  const f16* key_lows = nullptr;
+  const f16* value_scales = nullptr;
+  const f16* value_lows = nullptr;
+};
+
 /// What one query may look at: positions [first, end), and what is added to the score of each
 /// position (ALiBi), by position; nullptr: nothing.
 struct Sight {
@@ -141,6 +150,8 @@ struct Kernels {
   void (*attend_f32)(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv,
                      int64_t begin, int64_t end, const Sight* sights, float* scores,
                      AttentionPart* parts);
+  void (*attend_codes)(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, int64_t begin,
+                       int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
 };
 
 /// The plain C++ kernels: every CPU has them.

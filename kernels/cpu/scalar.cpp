@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/kv_grid.h"
 
 namespace oq::cpu {
 namespace {
@@ -294,29 +295,43 @@ void activate(Activation activation, const float* gate, const float* up, int64_t
 }
 
 template <class T>
-void attend_one(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, int64_t end,
+float key_of(const KvView<T>& kv, int64_t t, int64_t d, int64_t head_dim) {
+  return to_float(kv.keys[(t / kKeyTile * head_dim + d) * kKeyTile + t % kKeyTile]);
+}
+template <class T>
+float value_of(const KvView<T>& kv, int64_t t, int64_t d, int64_t head_dim) {
+  return to_float(kv.values[t * head_dim + d]);
+}
+float key_of(const KvCodes& kv, int64_t t, int64_t d, int64_t head_dim) {
+  return KvGrid{kv.key_scales[t], kv.key_lows[t]}.value(
+      kv.keys[(t / kKeyTile * head_dim + d) * kKeyTile + t % kKeyTile]);
+}
+float value_of(const KvCodes& kv, int64_t t, int64_t d, int64_t head_dim) {
+  return KvGrid{kv.value_scales[t], kv.value_lows[t]}.value(kv.values[t * head_dim + d]);
+}
+
+template <class Cache>
+void attend_one(const float* q, int64_t head_dim, const Cache& kv, int64_t begin, int64_t end,
                 const float* bias, float* scores, AttentionPart& part) {
   part.top = -std::numeric_limits<float>::infinity();
   part.sum = 0;
   std::fill_n(part.out, head_dim, 0.0f);
   for (int64_t t = begin; t < end; ++t) {
-    const T* key = kv.keys + t / kKeyTile * head_dim * kKeyTile + t % kKeyTile;
     float score = bias == nullptr ? 0.0f : bias[t];
-    for (int64_t d = 0; d < head_dim; ++d) score += q[d] * to_float(key[d * kKeyTile]);
+    for (int64_t d = 0; d < head_dim; ++d) score += q[d] * key_of(kv, t, d, head_dim);
     scores[t - begin] = score;
     part.top = std::max(part.top, score);
   }
   for (int64_t t = begin; t < end; ++t) {
     const float p = std::exp(scores[t - begin] - part.top);
-    const T* value = kv.values + t * head_dim;
     part.sum += p;
-    for (int64_t d = 0; d < head_dim; ++d) part.out[d] += p * to_float(value[d]);
+    for (int64_t d = 0; d < head_dim; ++d) part.out[d] += p * value_of(kv, t, d, head_dim);
   }
 }
 
-template <class T>
-void attend(const float* q, int64_t queries, int64_t head_dim, KvView<T> kv, int64_t begin,
-            int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
+template <class Cache>
+void attend(const float* q, int64_t queries, int64_t head_dim, Cache kv, int64_t begin, int64_t end,
+            const Sight* sights, float* scores, AttentionPart* parts) {
   for (int64_t i = 0; i < queries; ++i) {
     const Sight& s = sights[i];
     attend_one(q + i * head_dim, head_dim, kv, std::max(begin, s.first), std::min(end, s.end),
@@ -338,8 +353,9 @@ const Kernels& scalar_kernels() {
       .rms_norm = rms_norm,
       .layer_norm = layer_norm,
       .activate = activate,
-      .attend_f16 = attend<f16>,
-      .attend_f32 = attend<float>,
+      .attend_f16 = attend<KvView<f16>>,
+      .attend_f32 = attend<KvView<float>>,
+      .attend_codes = attend<KvCodes>,
   };
   return table;
 }

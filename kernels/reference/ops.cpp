@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "kernels/activation_grid.h"
+#include "kernels/kv_grid.h"
 
 namespace oq::reference {
 
@@ -118,6 +119,11 @@ void fake_quantize(std::span<float> x, int bits) {
   const auto [low, high] = std::minmax_element(x.begin(), x.end());
   const ActivationGrid grid = ActivationGrid::of(*low, *high, bits);
   for (float& v : x) v = grid.scale * (grid.code(v) - grid.zero);
+}
+
+void fake_quantize_kv(std::span<float> x, int bits) {
+  const KvGrid grid = KvGrid::of(x, bits);
+  for (float& v : x) v = grid.value(grid.code(v));
 }
 
 }  // namespace oq::reference

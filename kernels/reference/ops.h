@@ -54,5 +54,7 @@ float relu(float x);
 
 /// Quantizes by the ActivationGrid of the whole span, and back. In place.
 void fake_quantize(std::span<float> x, int bits);
+/// The same by KvGrid: keys or values of one token and KV head as a cache of codes holds them.
+void fake_quantize_kv(std::span<float> x, int bits);
 
 }  // namespace oq::reference

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "format/file.h"
+#include "format/half.h"
 #include "format/scheme.h"
 #include "runtime/config.h"
 
@@ -26,11 +27,18 @@ struct Batch {
 /// What a backend must make room for.
 struct Plan {
   ModelConfig config;
-  Scheme scheme;        ///< how activations, queries and the KV cache are quantized
+  Scheme scheme;        ///< how activations and queries are quantized
   int64_t context = 0;  ///< positions per sequence
   int64_t sequences = 1;
   int64_t max_rows = 1;  ///< of a batch
-  bool exact = false;    ///< fp32 activations and KV cache
+  bool exact = false;    ///< packed weights meet fp32 activations, not integers
+  int kv_bits = 16;      ///< the KV cache: 32 and 16 are floats, 2..8 codes in bytes (KvGrid)
+
+  /// Of one position's keys, or of its values, of one KV head.
+  uint64_t kv_head_bytes() const {
+    const auto n = uint64_t(config.head_dim);
+    return kv_bits > 8 ? n * uint64_t(kv_bits / 8) : n + 2 * sizeof(f16);
+  }
 };
 
 /// Weights in the form that a backend computes with, and activations of up to max_rows rows.

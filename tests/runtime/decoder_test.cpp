@@ -245,6 +245,28 @@ TEST_CASE("int8 activations stay close to exact ones") {
   }
 }
 
+TEST_CASE("a KV cache of codes: the option wins over the scheme, bytes shrink, paths agree") {
+  TempDir dir;
+  const auto tokens = some_tokens(40, 101);
+  const auto with = [&](const char* scheme, int kv_bits) {
+    return Decoder(tiny_file(dir, scheme), make_cpu_backend(2),
+                   {.max_rows = 64, .exact = true, .kv_bits = kv_bits});
+  };
+  Decoder full = with("w16a16", 0), half = with("w16a16", 16), eight = with("w16a16", 8);
+  CHECK(full.kv_bits() == 32);
+  CHECK(full.kv_bytes(9) == 2 * half.kv_bytes(9));
+  const auto head_dim = uint64_t(full.config().head_dim);
+  CHECK(eight.kv_bytes(9) * 2 * head_dim == half.kv_bytes(9) * (head_dim + 4));
+  const auto truth = all_logits(full, tokens, 40), codes = all_logits(eight, tokens, 40);
+  CHECK(nmse(codes, truth) < 1e-3);
+  CHECK(codes != truth);
+  CHECK(codes == all_logits(eight, tokens, 7));
+  Decoder four = with("w16a16", 4), named = with("w16a16kv4", 0), over = with("w16a16kv4", 32);
+  CHECK(named.kv_bits() == 4);
+  CHECK(all_logits(named, tokens, 40) == all_logits(four, tokens, 40));
+  CHECK(all_logits(over, tokens, 40) == truth);
+}
+
 TEST_CASE("bad steps are refused and change nothing") {
   TempDir dir;
   const auto file = test::make_tiny_oq(dir / "m.oq");

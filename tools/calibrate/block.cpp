@@ -25,7 +25,7 @@ Plan cache_plan(const ModelConfig& config, int64_t window) {
   plan.config.blocks = 1;
   plan.context = window;
   plan.max_rows = window;
-  plan.exact = true;
+  plan.kv_bits = 32;
   return plan;
 }
 
@@ -187,8 +187,11 @@ void BlockRunner::finish_heads(const Scheme& scheme, int64_t tokens) {
         if (h < c.heads + c.kv_heads && !inv_freq_.empty()) {
           reference::rope(head, inv_freq_, t, c.rope_attention_factor);
         }
-        const int bits = h < c.heads ? scheme.query_bits : scheme.kv_bits;
-        if (bits < 16) reference::fake_quantize(head, bits);
+        if (h < c.heads && scheme.query_bits < 16) {
+          reference::fake_quantize(head, scheme.query_bits);
+        } else if (h >= c.heads && scheme.kv_bits < 16) {
+          reference::fake_quantize_kv(head, scheme.kv_bits);
+        }
       }
       cache_.append(0, 0, t, row + c.q_width(), row + c.q_width() + c.kv_width());
     }

@@ -107,6 +107,14 @@ void add_backend_flag(CLI::App& app, std::string& backend) {
       ->capture_default_str();
 }
 
+void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits) {
+  app.add_flag("--exact", exact, "fp32 activations, and the KV cache too unless --kv says else");
+  app.add_option("--kv", kv_bits,
+                 "bits of the KV cache: 32 and 16 are floats, 8 and 4 codes in bytes (default: "
+                 "the scheme's, else 16)")
+      ->check(CLI::IsMember({4, 8, 16, 32}));
+}
+
 std::string_view version() { return OQ_VERSION; }
 
 void print(std::string_view text) {

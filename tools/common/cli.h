@@ -32,6 +32,8 @@ void add_threads_flag(CLI::App& app, int& threads);
 void add_json_flag(CLI::App& app, bool& json);
 /// --quiet: neither progress nor notices.
 void add_quiet_flag(CLI::App& app, bool& quiet);
+/// --exact and --kv: what a Decoder::Options takes.
+void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits);
 /// --backend auto|cpu|cuda
 void add_backend_flag(CLI::App& app, std::string& backend);
 

@@ -213,7 +213,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"joint", "separate"}))
       ->capture_default_str();
   app.add_flag("--bos", o.bos, "begin every question with BOS, which the harnesses leave out");
-  app.add_flag("--exact", o.model.exact, "fp32 activations and KV cache");
+  tool::add_exact_flags(app, o.model.exact, o.model.kv_bits);
   tool::add_backend_flag(app, o.model.backend);
   tool::add_threads_flag(app, o.model.threads);
   tool::add_json_flag(app, o.json);

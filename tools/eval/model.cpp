@@ -21,7 +21,10 @@ Model::Model(const std::string& path, Options options)
 double Model::bits_per_weight() const { return linear_bytes(*file_, config_).bits_per_weight(); }
 
 Decoder Model::decoder(int64_t context, int64_t step, int64_t sequences) const {
-  Decoder::Options o{.context = context, .sequences = sequences, .exact = options_.exact};
+  Decoder::Options o{.context = context,
+                     .sequences = sequences,
+                     .exact = options_.exact,
+                     .kv_bits = options_.kv_bits};
   if (scheme_.per_tensor) o.max_rows = std::max(o.max_rows, step);
   return Decoder(file_, tool::make_backend(options_.backend, options_.threads), o);
 }

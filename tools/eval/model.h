@@ -18,7 +18,8 @@ class Model {
   struct Options {
     std::string backend = "auto";
     int threads = 0;     ///< 0: one per usable core
-    bool exact = false;  ///< fp32 activations and KV cache
+    bool exact = false;  ///< as in Decoder::Options
+    int kv_bits = 0;
   };
 
   /// Throws oq::Error when the file is no .oq file, or has no usable config or tokenizer.

@@ -27,6 +27,7 @@ struct Options {
   int64_t max_tokens = -2, context = 0;
   SamplerParams sampling{.temperature = -1, .top_p = -1};  ///< -1: not given
   int threads = 0;
+  int kv_bits = 0;
   bool chat = false, exact = false, json = false, quiet = false;
 };
 
@@ -64,7 +65,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::Range(0.01, 100.0));
   app.add_option("--seed", o.sampling.seed, "of the sampler")->check(CLI::NonNegativeNumber);
   app.add_option("--stop", o.stops, "text that ends an answer; may be given again");
-  app.add_flag("--exact", o.exact, "fp32 activations and KV cache");
+  tool::add_exact_flags(app, o.exact, o.kv_bits);
   tool::add_backend_flag(app, o.backend);
   tool::add_threads_flag(app, o.threads);
   tool::add_json_flag(app, o.json);
@@ -135,7 +136,7 @@ void run(Options o, bool one_shot) {
                  .hint = "give some text with -p or -f"});
   }
   Decoder decoder(file, tool::make_backend(o.backend, o.threads),
-                  {.context = o.context, .exact = o.exact});
+                  {.context = o.context, .exact = o.exact, .kv_bits = o.kv_bits});
   Sampler sampler(o.sampling);
   tool::notice(o.quiet, decoder.backend().description());
   struct sigaction action {};

@@ -5,7 +5,9 @@
 /// needed; values row by row. Work split: the caller gives stretches and merges what they leave
 /// behind. Each key and value is converted once per tile of up to 4 queries (8 with AVX-512's
 /// registers). Every score adds up over dimensions in ascending order and every output over
-/// positions, whatever the tile. Bound: the cache's bytes at one query, FMA from about 4 on.
+/// positions, whatever the tile. Codes are multiplied as they are: their grids, one per position,
+/// go into the finished scores and into the weights of the values. Bound: the cache's bytes at one
+/// query, FMA from about 4 on.
 
 #include <algorithm>
 #include <cmath>
@@ -123,23 +125,53 @@ constexpr int vectors_of(int queries) {
   return kMostQueries == 8 ? (queries == 8 ? 2 : 4) : (queries == 2 ? 4 : 2);
 }
 
-template <class T, int kQueries>
-void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, int64_t end,
+/// Scores of codes become scores of keys: q (scale code + low) = scale (q code) + low sum(q).
+void scale_scores(const KvCodes& kv, const float* q, int64_t head_dim, int64_t begin, int64_t n,
+                  float* scores) {
+  float q_sum = 0;
+  for (int64_t d = 0; d < head_dim; ++d) q_sum += q[d];
+  for (int64_t t = 0; t < n; t += 8) {
+    const __m256 low = _mm256_mul_ps(load_floats(kv.key_lows + begin + t), _mm256_set1_ps(q_sum));
+    const __m256 scale = load_floats(kv.key_scales + begin + t);
+    _mm256_storeu_ps(scores + t, _mm256_fmadd_ps(scale, _mm256_loadu_ps(scores + t), low));
+  }
+}
+
+/// Weights of values become weights of their codes. Returns what the lows come to, the same in
+/// every dimension: sum p (scale code + low) = sum (p scale) code + sum p low.
+float scale_weights(const KvCodes& kv, int64_t begin, int64_t n, float* p) {
+  __m256 lows = _mm256_setzero_ps();
+  for (int64_t t = 0; t < n; t += 8) {
+    const __m256 weight = _mm256_loadu_ps(p + t);
+    lows = _mm256_fmadd_ps(weight, load_floats(kv.value_lows + begin + t), lows);
+    _mm256_storeu_ps(p + t, _mm256_mul_ps(weight, load_floats(kv.value_scales + begin + t)));
+  }
+  return sum_lanes(lows);
+}
+
+template <class Cache, int kQueries>
+void attend_tile(const float* q, int64_t head_dim, const Cache& kv, int64_t begin, int64_t end,
                  const Sight* sights, float* scores, AttentionPart* parts) {
+  using T = std::remove_cvref_t<decltype(*kv.keys)>;
+  constexpr bool kOfCodes = std::is_same_v<Cache, KvCodes>;
   constexpr int kVectors = vectors_of(kQueries);
   const int64_t stride = (end - begin + kKeyTile - 1) / kKeyTile * kKeyTile;
   score_tiles<T, kQueries>(q, head_dim, kv.keys, kv.values, begin, end, scores, stride);
   int64_t seen = 0;
+  float lows[kQueries] = {};
   for (int i = 0; i < kQueries; ++i) {
     const Sight& sight = sights[i];
+    float* const mine = scores + i * stride;
     const int64_t first = std::clamp<int64_t>(sight.first - begin, 0, end - begin);
     const int64_t live = std::clamp<int64_t>(sight.end - begin, 0, end - begin);
     if (first < live) {
       const float* bias = sight.bias == nullptr ? nullptr : sight.bias + begin;
-      softmax(scores + i * stride, bias, first, live, stride, parts[i]);
+      if constexpr (kOfCodes) scale_scores(kv, q + i * head_dim, head_dim, begin, stride, mine);
+      softmax(mine, bias, first, live, stride, parts[i]);
+      if constexpr (kOfCodes) lows[i] = scale_weights(kv, begin, stride, mine);
       seen = std::max(seen, live);
     } else {
-      std::fill_n(scores + i * stride, stride, 0.0f);
+      std::fill_n(mine, stride, 0.0f);
       parts[i].top = -std::numeric_limits<float>::infinity();
       parts[i].sum = 0;
     }
@@ -163,14 +195,17 @@ void attend_tile(const float* q, int64_t head_dim, KvView<T> kv, int64_t begin, 
       parts[i].out[d] = sum;
     }
   }
+  for (int i = 0; kOfCodes && i < kQueries; ++i) {
+    for (d = 0; d < head_dim; ++d) parts[i].out[d] += lows[i];
+  }
 }
 
-template <class T>
-void attend(const float* q, int64_t queries, int64_t head_dim, KvView<T> kv, int64_t begin,
+template <class Cache>
+void attend(const float* q, int64_t queries, int64_t head_dim, const Cache& kv, int64_t begin,
             int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
   const auto some = [&]<int kQueries>(std::integral_constant<int, kQueries>) {
     for (; queries >= kQueries; queries -= kQueries) {
-      attend_tile<T, kQueries>(q, head_dim, kv, begin, end, sights, scores, parts);
+      attend_tile<Cache, kQueries>(q, head_dim, kv, begin, end, sights, scores, parts);
       q += kQueries * head_dim;
       sights += kQueries;
       parts += kQueries;
@@ -192,6 +227,11 @@ void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> k
 
 void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
                 int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
+}
+
+void attend_codes(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, int64_t begin,
+                  int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
   attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
 }
 

@@ -32,6 +32,10 @@ inline __m256 load_floats(const float* p) { return _mm256_loadu_ps(p); }
 inline __m256 load_floats(const f16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+inline __m256 load_floats(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 inline __m256 load_floats(const bf16* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
@@ -113,5 +117,7 @@ void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> k
                 int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
 void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
                 int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
+void attend_codes(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, int64_t begin,
+                  int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
 
 }  // namespace oq::cpu::OQ_ISA

@@ -19,6 +19,7 @@ const Kernels& table() {
       .activate = activate,
       .attend_f16 = attend_f16,
       .attend_f32 = attend_f32,
+      .attend_codes = attend_codes,
   };
   return kernels;
 }

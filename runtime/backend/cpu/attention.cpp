@@ -51,14 +51,16 @@ void CpuAttention::attend(const CpuKvCache& cache, int64_t layer, const Tile& ti
                           Scratch& s) const {
   const int64_t begin = stretch * kStretch, end = std::min(tile.end, begin + kStretch);
   const auto queries = int64_t(s.parts.size());
-  if (cache.exact()) {
-    kernels_.attend_f32(s.q.data(), queries, config_.head_dim,
-                        cache.head<float>(layer, tile.sequence, tile.kv_head), begin, end,
-                        s.sights.data(), s.scores.data(), s.parts.data());
+  const auto run = [&](auto kernel, const auto& head) {
+    kernel(s.q.data(), queries, config_.head_dim, head, begin, end, s.sights.data(),
+           s.scores.data(), s.parts.data());
+  };
+  if (cache.bits() == 32) {
+    run(kernels_.attend_f32, cache.head<float>(layer, tile.sequence, tile.kv_head));
+  } else if (cache.bits() == 16) {
+    run(kernels_.attend_f16, cache.head<f16>(layer, tile.sequence, tile.kv_head));
   } else {
-    kernels_.attend_f16(s.q.data(), queries, config_.head_dim,
-                        cache.head<f16>(layer, tile.sequence, tile.kv_head), begin, end,
-                        s.sights.data(), s.scores.data(), s.parts.data());
+    run(kernels_.attend_codes, cache.codes(layer, tile.sequence, tile.kv_head));
   }
 }
 

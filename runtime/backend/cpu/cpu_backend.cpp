@@ -235,9 +235,6 @@ void CpuBackend::rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv)
   const ModelConfig& c = plan_.config;
   if (inv_freq != nullptr && rotations_.empty()) make_rotations(weight_of(*inv_freq));
   const cpu::MutableRows rows = buffer_of(qkv).rows();
-  const auto quantize = [&](float* head, int bits) {
-    if (bits < 16) reference::fake_quantize({head, size_t(c.head_dim)}, bits);
-  };
   pool_.parallel_for(batch_.rows(), 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; ++m) {
       float* q = rows.row(m);
@@ -246,9 +243,10 @@ void CpuBackend::rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv)
       for (int64_t h = 0; h < c.heads + c.kv_heads; ++h) {  // k's heads follow q's
         float* head = q + h * c.head_dim;
         if (inv_freq != nullptr) rotate(head, m);
-        quantize(head, h < c.heads ? plan_.scheme.query_bits : plan_.scheme.kv_bits);
+        if (h < c.heads && plan_.scheme.query_bits < 16) {
+          reference::fake_quantize({head, size_t(c.head_dim)}, plan_.scheme.query_bits);
+        }
       }
-      for (int64_t h = 0; h < c.kv_heads; ++h) quantize(v + h * c.head_dim, plan_.scheme.kv_bits);
       cache_->append(layer, batch_.sequences[size_t(m)], batch_.positions[size_t(m)], k, v);
     }
   });

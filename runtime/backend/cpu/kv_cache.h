@@ -3,47 +3,53 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <vector>
 
 #include "kernels/cpu/kernels.h"
 #include "runtime/backend/backend.h"
 
 namespace oq {
 
-/// Keys and values of every layer, sequence and KV head, as f16, or as f32 in exact mode, in the
-/// layouts of kernels/cpu/kernels.h. Zero pages cost no memory until a position is written.
+/// Keys and values of every layer, sequence and KV head, in the plan's type and the layouts of
+/// kernels/cpu/kernels.h. Zero pages cost no memory until a position is written.
 class CpuKvCache {
  public:
+  /// Throws oq::Error when there is no memory for it.
   explicit CpuKvCache(const Plan& plan);
 
-  bool exact() const { return exact_; }
+  int bits() const { return bits_; }
 
   /// k and v of one token: [kv_heads][head_dim] each.
   void append(int64_t layer, int64_t sequence, int64_t position, const float* k, const float* v);
 
-  /// PRECOND: T is float in exact mode, f16 otherwise.
+  /// PRECOND: T is float at 32 bits, f16 at 16.
   template <class T>
   cpu::KvView<T> head(int64_t layer, int64_t sequence, int64_t kv_head) const {
-    const int64_t at = offset(layer, sequence, kv_head);
+    const int64_t at = first_position(layer, sequence, kv_head) * head_dim_;
     return {static_cast<const T*>(keys_.get()) + at, static_cast<const T*>(values_.get()) + at};
   }
+  /// PRECOND: at most 8 bits.
+  cpu::KvCodes codes(int64_t layer, int64_t sequence, int64_t kv_head) const;
 
  private:
-  int64_t offset(int64_t layer, int64_t sequence, int64_t kv_head) const {
-    return ((layer * sequences_ + sequence) * kv_heads_ + kv_head) * positions_ * head_dim_;
+  /// Of one head, counted over all heads before it.
+  int64_t first_position(int64_t layer, int64_t sequence, int64_t kv_head) const {
+    return ((layer * sequences_ + sequence) * kv_heads_ + kv_head) * positions_;
   }
   template <class T>
-  void append_typed(int64_t layer, int64_t sequence, int64_t position, const float* k,
-                    const float* v);
+  void append_floats(int64_t at, int64_t position, const float* k, const float* v);
+  void append_codes(int64_t at, int64_t position, const float* k, const float* v);
 
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
+  using Memory = std::unique_ptr<void, Free>;
 
-  bool exact_;
+  int bits_;
   int64_t sequences_, kv_heads_, head_dim_;
-  int64_t positions_;  ///< the context, rounded up to whole key tiles
-  std::unique_ptr<void, Free> keys_, values_;
+  int64_t positions_;          ///< the context, rounded up to whole key tiles
+  int64_t all_positions_ = 0;  ///< of all heads, or what that overflows to
+  Memory keys_, values_;
+  Memory grids_;  ///< of codes: f16 [keys' scales, lows, values' scales, lows][all_positions]
 };
 
 }  // namespace oq
