@@ -37,8 +37,10 @@ TEST_CASE("oq-convert writes the same bytes on repeat and on 1 and 2 threads") {
 TEST_CASE("oq-run gives the same tokens and logits on repeat and on 1 and 2 threads") {
   const Models& m = models();
   for (const std::string& model : {m.f16, m.w4}) {
-    for (const std::vector<std::string>& flags :
-         {std::vector<std::string>{}, {"--exact"}, {"--kv", "8"}, {"--temperature", "0.9", "--seed", "7"}}) {
+    for (const std::vector<std::string>& flags : {std::vector<std::string>{},
+                                                  {"--exact"},
+                                                  {"--kv", "8"},
+                                                  {"--temperature", "0.9", "--seed", "7"}}) {
       std::vector<std::string> two = flags;
       two.insert(two.end(), {"--threads", "2"});
       const auto first = answer(model, flags);
