@@ -181,6 +181,7 @@ TEST_CASE("a report is one page with a chart of every type of linear") {
     CHECK(html.find(part) != std::string::npos);
   }
   CHECK(html.find("21.250, full precision 20.500") != std::string::npos);
+  CHECK(html.find("--method gptq --scheme w4a16") != std::string::npos);
   CHECK(html.find("<svg") != std::string::npos);
   CHECK(html.find("blocks.1.down") != std::string::npos);
   CHECK(html.find("src=") == std::string::npos);  // nothing from elsewhere

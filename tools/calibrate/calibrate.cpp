@@ -231,6 +231,7 @@ class Calibration {
     result.bytes = written->bytes();
     result.parts = parts_of(*written);
     result.text_source = text_.source;
+    result.options = options_text(o_);
     return result;
   }
 

@@ -64,6 +64,7 @@ struct Part {
 };
 
 struct Result {
+  std::string options;         ///< everything that shaped it, as flags
   double bits_per_weight = 0;  ///< of the blocks' linears, everything counted
   uint64_t weights = 0;        ///< that these are
   uint64_t bytes = 0;          ///< of the whole file
