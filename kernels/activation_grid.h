@@ -20,10 +20,11 @@ struct ActivationGrid {
 
   float top() const { return float((1 << bits) - 1); }
   float code(float x) const { return std::clamp(std::nearbyint(x / scale) + zero, 0.0f, top()); }
-  /// Integer kernels store code - middle(), which fits int8.
-  float middle() const { return float(1 << (bits - 1)); }
-  /// The x whose stored code is 0.
-  float offset() const { return scale * (middle() - zero); }
+  /// Integer kernels store code - base(), which fits int8: where there is room the zero point
+  /// itself, so that stored codes are multiples of the scale and nothing is left to correct.
+  float base() const { return bits == 8 ? 128.0f : std::clamp(zero, 0.0f, top()); }
+  /// x = scale (stored code + shift()).
+  float shift() const { return base() - zero; }
 };
 
 }  // namespace oq

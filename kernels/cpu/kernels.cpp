@@ -47,6 +47,14 @@ void Int8Rows::resize(int64_t rows, int64_t padded_cols) {
   sums.resize(size_t(rows * blocks));
 }
 
+void GridRows::resize(int64_t rows, int64_t padded_cols) {
+  blocks = padded_cols / kBlockCols;
+  codes.resize(size_t(rows * padded_cols));
+  sums.resize(size_t(rows * blocks));
+  scales.resize(size_t(rows));
+  shifts.resize(size_t(rows));
+}
+
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> list = {&scalar_kernels()};
   if (const Kernels* k = avx2_kernels()) list.push_back(k);

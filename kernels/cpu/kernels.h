@@ -21,9 +21,8 @@ namespace oq::cpu {
 /// (docs/kernels.md).
 constexpr int64_t kActCols = 16;
 
-/// Rows of activations as int8: x = scale * code, one scale per 16 columns; codes are -127..127, or
-/// -128..127 under a scheme's ActivationGrid. Padding columns hold 0, so a packed row's padding
-/// codes meet zeros.
+/// Rows of activations as int8: x = scale * code, one scale per 16 columns; codes are -127..127.
+/// Padding columns hold 0, so a packed row's padding codes meet zeros.
 struct Int8Rows {
   int64_t blocks = 0;         ///< of 32 columns, per row
   std::vector<int8_t> codes;  ///< [rows][blocks * 32]
@@ -38,6 +37,22 @@ struct Int8Rows {
   const int8_t* row_codes(int64_t m) const { return codes.data() + m * blocks * kBlockCols; }
   const float* row_scales(int64_t m) const { return scales.data() + m * blocks * 2; }
   const float* row_sums(int64_t m) const { return sums.data() + m * blocks; }
+};
+
+/// Rows of activations on a scheme's grids (ActivationGrid): x = scale (code + shift), one scale
+/// and shift per row; codes are -128..127. Weak and padding columns hold 0.
+struct GridRows {
+  int64_t blocks = 0;                 ///< of 32 columns, per row
+  std::vector<int8_t> codes;          ///< [rows][blocks * 32]
+  std::vector<int32_t> sums;          ///< [rows][blocks] sum of the codes
+  std::vector<float> scales, shifts;  ///< [rows]
+
+  /// PRECOND: padded_cols is a multiple of 32.
+  void resize(int64_t rows, int64_t padded_cols);
+  int8_t* row_codes(int64_t m) { return codes.data() + m * blocks * kBlockCols; }
+  int32_t* row_sums(int64_t m) { return sums.data() + m * blocks; }
+  const int8_t* row_codes(int64_t m) const { return codes.data() + m * blocks * kBlockCols; }
+  const int32_t* row_sums(int64_t m) const { return sums.data() + m * blocks; }
 };
 
 /// A matrix in memory, rows one after another; does not own it.
@@ -110,16 +125,23 @@ struct Kernels {
   /// The smallest and largest of n values, n > 0; NaNs where one is not finite.
   void (*range)(const float* x, int64_t n, float* low, float* high);
 
-  /// One row under a grid: codes hold grid.code(x) - grid.middle(), scales the grid's, so that
-  /// x - grid.offset() = scale * code.
+  /// One row of n floats into a row of GridRows: grid.code(x) - grid.base(); codes [n, blocks * 32)
+  /// become 0. NaNs give any code.
   void (*quantize_row_to)(const ActivationGrid& grid, const float* x, int64_t n, int8_t* codes,
-                          float* scales, float* sums, int64_t blocks);
+                          int32_t* sums, int64_t blocks);
 
   /// y[m][8 p .. 8 p + 8) for panels p in [begin, end) and m in [0, tokens), with int8
   /// activations. Weak columns included: `x` must be 0 there, and `weak_x` [tokens][weak_columns]
   /// holds what stands there. Rows beyond the tensor's are not written.
   void (*packed_int8)(const PackedView& w, const Int8Rows& x, const float* weak_x, int64_t tokens,
                       int64_t begin, int64_t end, MutableRows y);
+
+  /// The same with activations on grids. Within a group all sums are integers, between groups
+  /// fp64: what codes and zero points leave to cancel costs no precision. `live_sums` [panels * 8]
+  /// holds, of each row, the sum of its live weights: what a shift is multiplied with.
+  void (*packed_grid)(const PackedView& w, const GridRows& x, const double* live_sums,
+                      const float* weak_x, int64_t tokens, int64_t begin, int64_t end,
+                      MutableRows y);
 
   /// The same with fp32 activations; x has cols columns, rounded up to 32, 0 in weak
   /// and padding ones.

@@ -57,16 +57,15 @@ void range(const float* x, int64_t n, float* low, float* high) {
 }
 
 void quantize_row_to(const ActivationGrid& grid, const float* x, int64_t n, int8_t* codes,
-                     float* scales, float* sums, int64_t blocks) {
-  std::fill_n(scales, 2 * blocks, grid.scale);
+                     int32_t* sums, int64_t blocks) {
   for (int64_t b = 0; b < blocks; ++b) {
     int sum = 0;
     for (int64_t k = b * kBlockCols; k < (b + 1) * int64_t(kBlockCols); ++k) {
-      const float code = k < n ? grid.code(x[k]) - grid.middle() : 0.0f;
+      const float code = k < n ? grid.code(x[k]) - grid.base() : 0.0f;
       codes[k] = std::fabs(code) <= 128.0f ? int8_t(code) : int8_t(0);  // a NaN is in the scale
       sum += codes[k];
     }
-    sums[b] = grid.scale * float(sum);
+    sums[b] = sum;
   }
 }
 
@@ -185,6 +184,40 @@ void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, in
           });
       add_weak(w, p, weak_x + m * w.layout().packing.weak_columns, acc);
       store_rows(w, p, acc, y.row(m));
+    }
+  }
+}
+
+/// Sums in 64 bits: no zero point nor length overflows them.
+void packed_grid(const PackedView& w, const GridRows& x, const double* live_sums,
+                 const float* weak_x, int64_t tokens, int64_t begin, int64_t end, MutableRows y) {
+  for (int64_t p = begin; p < end; ++p) {
+    for (int64_t m = 0; m < tokens; ++m) {
+      double acc[kLanes] = {};
+      int64_t dot[kLanes] = {}, x_sum = 0;
+      walk_panel(
+          w, p,
+          [&](const uint8_t(*codes)[kLanes], int64_t k, const float*) {
+            const int8_t* q = x.row_codes(m) + k;
+            for (int64_t i = 0; i < kBlockCols; ++i) {
+              for (int64_t r = 0; r < kLanes; ++r) dot[r] += int64_t(codes[i][r]) * q[i];
+            }
+            x_sum += x.row_sums(m)[k / kBlockCols];
+          },
+          [&](int64_t, const float* scale, const float* zero) {
+            for (int64_t r = 0; r < kLanes; ++r) {
+              acc[r] += double(scale[r]) * double(dot[r] - int64_t(zero[r]) * x_sum);
+              dot[r] = 0;
+            }
+            x_sum = 0;
+          });
+      float sums[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) {
+        const double shifted = double(x.shifts[size_t(m)]) * live_sums[p * kLanes + r];
+        sums[r] = float(double(x.scales[size_t(m)]) * (acc[r] + shifted));
+      }
+      add_weak(w, p, weak_x + m * w.layout().packing.weak_columns, sums);
+      store_rows(w, p, sums, y.row(m));
     }
   }
 }
@@ -348,6 +381,7 @@ const Kernels& scalar_kernels() {
       .range = range,
       .quantize_row_to = quantize_row_to,
       .packed_int8 = packed_int8,
+      .packed_grid = packed_grid,
       .packed_exact = packed_exact,
       .dense = dense,
       .rms_norm = rms_norm,

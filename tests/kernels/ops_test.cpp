@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -85,18 +86,15 @@ TEST_CASE("a range is the smallest and the largest, and codes lie on the grid") 
         const auto grid = ActivationGrid::of(low / 2, high / 2 + 0.1f, bits);
         const int64_t blocks = n / 32 + 1;
         std::vector<int8_t> codes(size_t(blocks * 32), int8_t(1));
-        std::vector<float> scales(2 * codes.size() / 32), sums(codes.size() / 32);
-        k->quantize_row_to(grid, x.data(), n, codes.data(), scales.data(), sums.data(), blocks);
+        std::vector<int32_t> sums(codes.size() / 32);
+        k->quantize_row_to(grid, x.data(), n, codes.data(), sums.data(), blocks);
         int total = 0;
         for (size_t i = 0; i < codes.size(); ++i) {
-          const float code = i < size_t(n) ? grid.code(x[i]) - grid.middle() : 0.0f;
+          const float code = i < size_t(n) ? grid.code(x[i]) - grid.base() : 0.0f;
           REQUIRE(float(codes[i]) == code);
           total += codes[i];
         }
-        float sum = 0;
-        for (float s : sums) sum += s;
-        CHECK(sum == doctest::Approx(grid.scale * float(total)));
-        CHECK(std::all_of(scales.begin(), scales.end(), [&](float s) { return s == grid.scale; }));
+        CHECK(std::accumulate(sums.begin(), sums.end(), 0) == total);
       }
     }
     for (float bad : {NAN, INFINITY, -INFINITY}) {

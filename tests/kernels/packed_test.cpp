@@ -197,26 +197,133 @@ TEST_CASE("int16 sums hold at the largest codes and activations") {
   }
 }
 
+namespace {
+
+/// Activations on one grid per token, in the form of packed_grid, and what they stand for.
+struct OnGrid {
+  cpu::GridRows rows;
+  std::vector<float> weak, values;  ///< [tokens][cols], weak included
+  std::vector<double> live_sums;
+
+  OnGrid(const cpu::Kernels& k, const PackedView& w, std::vector<float> x, int64_t tokens,
+         const ActivationGrid& grid)
+      : values(x) {
+    const auto cols = int64_t(w.layout().cols), panels = int64_t(w.layout().panels);
+    const auto indices = w.weak_indices();
+    std::vector<bool> live(size_t(cols), true);
+    for (uint32_t i : indices) live[i] = false;
+    rows.resize(tokens, int64_t(w.layout().padded_cols));
+    for (int64_t m = 0; m < tokens; ++m) {
+      float* row = x.data() + m * cols;
+      for (uint32_t i : indices) {
+        weak.push_back(row[i]);
+        row[i] = grid.scale * grid.shift();
+      }
+      for (int64_t c = 0; c < cols; ++c) {
+        if (!live[size_t(c)]) continue;
+        values[size_t(m * cols + c)] = grid.scale * (grid.code(row[c]) - grid.zero);
+      }
+      rows.scales[size_t(m)] = grid.scale;
+      rows.shifts[size_t(m)] = grid.shift();
+      k.quantize_row_to(grid, row, cols, rows.row_codes(m), rows.row_sums(m), rows.blocks);
+    }
+    const auto dense = reference::dequantize(w);
+    live_sums.assign(size_t(panels * kPanelRows), 0.0);
+    for (size_t r = 0; r < dense.size() / size_t(cols); ++r) {
+      double sum = 0;
+      for (size_t c = 0; c < size_t(cols); ++c) {
+        sum += live[c] ? double(dense[r * size_t(cols) + c]) : 0.0;
+      }
+      live_sums[r] = sum;
+    }
+  }
+};
+
+std::vector<float> run_grid(const cpu::Kernels& k, const PackedView& w, const OnGrid& a,
+                            int64_t tokens, int64_t split) {
+  const auto rows = int64_t(w.layout().rows), panels = int64_t(w.layout().panels);
+  std::vector<float> y(size_t(tokens * rows), NAN);
+  for (const auto& [from, to] : {std::pair(int64_t(0), split), std::pair(split, panels)}) {
+    k.packed_grid(w, a.rows, a.live_sums.data(), a.weak.data(), tokens, from, to, {y.data(), rows});
+  }
+  return y;
+}
+
+}  // namespace
+
+TEST_CASE("linears of activations on grids equal the reference, and each token alone") {
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    CAPTURE(std::string(k->name));
+    for (const PackedCase& c : packed_cases()) {
+      Rng rng(uint32_t(c.cols * 31 + c.packing.bits));
+      const PackedBuilder b = random_packed(rng, c, false);
+      const auto x = random_floats(rng, 11 * c.cols);
+      for (const int bits : {2, 4, 7, 8}) {
+        CAPTURE(bits);
+        const auto grid = ActivationGrid::of(-2.0f, 3.5f, bits);
+        const OnGrid a(*k, b.view(), x, 11, grid);
+        const auto y = run_grid(*k, b.view(), a, 11, int64_t(b.layout().panels / 2));
+        std::vector<float> truth(y.size());
+        reference::linear(reference::dequantize(b.view()), {}, a.values, 11, int64_t(c.rows),
+                          int64_t(c.cols), truth);
+        const double atol = 2e-6 * std::sqrt(double(c.cols)) * c.packing.max_code() * 0.1;
+        CHECK_CLOSE(y, truth, atol, 1e-5, 1e-11);
+        for (int64_t m = 0; m < 11; ++m) {
+          const std::vector<float> one(x.begin() + m * int64_t(c.cols),
+                                       x.begin() + (m + 1) * int64_t(c.cols));
+          const OnGrid single(*k, b.view(), one, 1, grid);
+          const auto alone = run_grid(*k, b.view(), single, 1, 0);
+          REQUIRE(std::equal(alone.begin(), alone.end(), y.begin() + m * int64_t(c.rows)));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a range far to one side of 0 costs no precision: sums that cancel are integers") {
+  // As SmolLM2's down projections meet them, a range per tensor: an outlier makes every other value
+  // a code or two from the zero point, and all codes nearly the largest.
+  for (const cpu::Kernels* k : cpu::available_kernels()) {
+    CAPTURE(std::string(k->name));
+    for (const uint8_t bits : {3, 4, 8}) {
+      for (const uint32_t group : {0u, 128u}) {
+        Rng rng(bits);
+        const Packing packing{.bits = bits,
+                              .zero_mode = ZeroMode::constant,
+                              .zero = uint8_t(1 << (bits - 1)),  // rows that sum to little
+                              .group = group};
+        const PackedCase c{16, 4096, packing};
+        const PackedBuilder b = random_packed(rng, c, false);
+        auto x = random_floats(rng, c.cols, 0.0f, 12.0f);
+        x[77] = -2600.0f;
+        const auto grid = ActivationGrid::of(-2600.0f, 60.0f, 8);
+        const OnGrid a(*k, b.view(), x, 1, grid);
+        const auto y = run_grid(*k, b.view(), a, 1, 0);
+        std::vector<float> truth(y.size());
+        reference::linear(reference::dequantize(b.view()), {}, a.values, 1, 16, 4096, truth);
+        double most = 0;
+        for (float v : truth) most = std::max(most, std::fabs(double(v)));
+        CHECK_CLOSE(y, truth, 1e-6 * most, 0, 1e-13);  // its inputs are rounded to fp32
+      }
+    }
+  }
+}
+
 TEST_CASE("int16 sums hold at the largest codes and the lowest grid code, -128") {
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     for (const PackedCase& c : packed_cases()) {
       Rng rng(10);
       const PackedBuilder b = random_packed(rng, c, true);
-      const auto cols = int64_t(c.cols), blocks = int64_t(b.layout().padded_cols) / 32;
-      cpu::Int8Rows x;
-      x.resize(1, blocks * 32);
       const ActivationGrid grid{.scale = 0.5f, .zero = 0, .bits = 8};
-      const std::vector<float> zeros(c.cols, 0.0f);  // code 0, stored as -128
-      k->quantize_row_to(grid, zeros.data(), cols, x.row_codes(0), x.row_scales(0), x.row_sums(0),
-                         blocks);
-      std::vector<float> values(c.cols, -64.0f), y(c.rows), truth(c.rows);
-      const auto weak = b.view().weak_indices();
-      std::vector<float> weak_x(weak.size(), 0.0f);
-      for (uint32_t i : weak) values[i] = 0, x.row_codes(0)[i] = 0, x.row_sums(0)[i / 32] += 64.0f;
-      k->packed_int8(b.view(), x, weak_x.data(), 1, 0, int64_t(b.layout().panels),
-                     {y.data(), int64_t(c.rows)});
-      reference::linear(reference::dequantize(b.view()), {}, values, 1, int64_t(c.rows), cols,
-                        truth);
+      OnGrid a(*k, b.view(), std::vector<float>(c.cols, 0.0f), 1, grid);  // code 0, stored -128
+      // Without its shift, x is -64.
+      a.rows.shifts[0] = 0;
+      for (float& v : a.values) v = -64.0f;
+      for (uint32_t i : b.view().weak_indices()) a.values[i] = 0;
+      const auto y = run_grid(*k, b.view(), a, 1, 0);
+      std::vector<float> truth(c.rows);
+      reference::linear(reference::dequantize(b.view()), {}, a.values, 1, int64_t(c.rows),
+                        int64_t(c.cols), truth);
       CHECK_CLOSE(y, truth, 3e-7 * 64.0 * double(c.cols) * c.packing.max_code() * 0.1, 1e-5, 1e-10);
     }
   }

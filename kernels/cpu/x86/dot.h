@@ -20,14 +20,16 @@ struct Lanes<1> {
   static Ints join(const __m256i* panel) { return panel[0]; }
   static Floats join(const __m256* panel) { return panel[0]; }
   static void split(Floats v, __m256* panel) { panel[0] = v; }
+  static void split(Ints v, __m256i* panel) { panel[0] = v; }
   static Ints four(const int8_t* x) { return broadcast4(x); }
   static Floats all(float x) { return _mm256_set1_ps(x); }
   static Floats zero() { return _mm256_setzero_ps(); }
   static Floats floats(Ints v) { return _mm256_cvtepi32_ps(v); }
   static Floats fmadd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
   static Floats fnmadd(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
-#if defined(__AVX512VNNI__)
   static Ints zero_ints() { return _mm256_setzero_si256(); }
+  static Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+#if defined(__AVX512VNNI__)
   static Ints add_products(Ints sum, Ints codes, Ints x) {
     return _mm256_dpbusd_epi32(sum, codes, x);
   }
@@ -51,6 +53,10 @@ struct Lanes<2> {
     panel[0] = _mm512_castps512_ps256(v);
     panel[1] = _mm512_extractf32x8_ps(v, 1);
   }
+  static void split(Ints v, __m256i* panel) {
+    panel[0] = _mm512_castsi512_si256(v);
+    panel[1] = _mm512_extracti64x4_epi64(v, 1);
+  }
   static Ints four(const int8_t* x) {
     int32_t word;
     std::memcpy(&word, x, 4);
@@ -62,6 +68,7 @@ struct Lanes<2> {
   static Floats fmadd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static Floats fnmadd(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
   static Ints zero_ints() { return _mm512_setzero_si512(); }
+  static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
   static Ints add_products(Ints sum, Ints codes, Ints x) {
     return _mm512_dpbusd_epi32(sum, codes, x);
   }

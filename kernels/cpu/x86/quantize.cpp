@@ -17,6 +17,12 @@ float max_lane(__m256 v) {
   return _mm_cvtss_f32(m);
 }
 
+int32_t sum_ints(__m256i v) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
 /// 16 columns to int32 codes; returns their scale. NaN and Inf give any code and a NaN scale.
 float quantize_columns(const float* x, __m256i q[2]) {
   const __m256 sign = _mm256_set1_ps(-0.0f), zero = _mm256_setzero_ps();
@@ -87,25 +93,25 @@ void range(const float* x, int64_t n, float* low, float* high) {
 }
 
 void quantize_row_to(const ActivationGrid& grid, const float* x, int64_t n, int8_t* codes,
-                     float* scales, float* sums, int64_t blocks) {
+                     int32_t* sums, int64_t blocks) {
   const __m256 scale = _mm256_set1_ps(grid.scale), zero = _mm256_set1_ps(grid.zero);
-  const __m256 top = _mm256_set1_ps(grid.top()), middle = _mm256_set1_ps(grid.middle());
-  std::fill_n(scales, 2 * blocks, grid.scale);
+  const __m256 top = _mm256_set1_ps(grid.top()), base = _mm256_set1_ps(grid.base());
+  const float filler = grid.scale * grid.shift();  // what code 0 stands for
   for (int64_t b = 0; b < blocks; ++b) {
     alignas(32) float buffer[kBlockCols];
     const int64_t first = b * kBlockCols;
-    const float* from = padded(x + first, n - first, grid.offset(), buffer);
+    const float* from = padded(x + first, n - first, filler, buffer);
     __m256i q[4], sum = _mm256_setzero_si256();
     for (int j = 0; j < 4; ++j) {
       const __m256 r = _mm256_round_ps(_mm256_div_ps(_mm256_loadu_ps(from + 8 * j), scale),
                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
       const __m256 code =
           _mm256_min_ps(top, _mm256_max_ps(_mm256_setzero_ps(), _mm256_add_ps(r, zero)));
-      q[j] = _mm256_cvtps_epi32(_mm256_sub_ps(code, middle));
+      q[j] = _mm256_cvtps_epi32(_mm256_sub_ps(code, base));
       sum = _mm256_add_epi32(sum, q[j]);
     }
     store_codes(q, codes + first);
-    sums[b] = grid.scale * sum_lanes(_mm256_cvtepi32_ps(sum));
+    sums[b] = sum_ints(sum);
   }
 }
 

@@ -103,7 +103,9 @@ void quantize_row(const float* x, int64_t n, int8_t* codes, float* scales, float
                   int64_t blocks);
 void range(const float* x, int64_t n, float* low, float* high);
 void quantize_row_to(const ActivationGrid& grid, const float* x, int64_t n, int8_t* codes,
-                     float* scales, float* sums, int64_t blocks);
+                     int32_t* sums, int64_t blocks);
+void packed_grid(const PackedView& w, const GridRows& x, const double* live_sums,
+                 const float* weak_x, int64_t tokens, int64_t begin, int64_t end, MutableRows y);
 void packed_int8(const PackedView& w, const Int8Rows& x, const float* weak_x, int64_t tokens,
                  int64_t begin, int64_t end, MutableRows y);
 void packed_exact(const PackedView& w, Rows x, const float* weak_x, int64_t tokens, int64_t begin,

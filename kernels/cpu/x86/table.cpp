@@ -12,6 +12,7 @@ const Kernels& table() {
       .range = range,
       .quantize_row_to = quantize_row_to,
       .packed_int8 = packed_int8,
+      .packed_grid = packed_grid,
       .packed_exact = packed_exact,
       .dense = dense,
       .rms_norm = rms_norm,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "format/bytes.h"
@@ -104,16 +105,15 @@ void LinearRunner::quantize_to_grids(const CpuWeight& w, const InputMode& mode, 
     }
     std::fill(first, last, all);
   }
-  input.grids.resize(size_t(tokens));
   pool_.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; ++m) {
       const auto& [low, high] = ranges[size_t(m)];
-      const ActivationGrid& grid = input.grids[size_t(m)] =
-          ActivationGrid::of(low, high, mode.bits);
-      fill_weak(m, grid.offset());  // their codes become 0
-      cpu::Int8Rows& q = input.int8;
-      kernels_.quantize_row_to(grid, row_of(m), w.cols(), q.row_codes(m), q.row_scales(m),
-                               q.row_sums(m), q.blocks);
+      const ActivationGrid grid = ActivationGrid::of(low, high, mode.bits);
+      cpu::GridRows& q = input.on_grid;
+      q.scales[size_t(m)] = grid.scale;
+      q.shifts[size_t(m)] = grid.shift();
+      fill_weak(m, grid.scale * grid.shift());  // their codes become 0
+      kernels_.quantize_row_to(grid, row_of(m), w.cols(), q.row_codes(m), q.row_sums(m), q.blocks);
     }
   });
 }
@@ -125,7 +125,8 @@ void LinearRunner::prepare(const CpuWeight& w, cpu::Rows x, int64_t tokens, cons
   input.stride = int64_t(round_up(uint64_t(cols), kBlockCols));
   input.live.resize(size_t(tokens * input.stride));
   input.weak.resize(size_t(tokens) * w.weak.size());
-  if (integers) input.int8.resize(tokens, input.stride);
+  if (integers && scheme) input.on_grid.resize(tokens, input.stride);
+  if (integers && !scheme) input.int8.resize(tokens, input.stride);
   pool_.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; ++m) {
       float* row = input.live.data() + m * input.stride;
@@ -139,16 +140,29 @@ void LinearRunner::prepare(const CpuWeight& w, cpu::Rows x, int64_t tokens, cons
   if (scheme && !integers) quantize_by_value(w, mode, tokens, runs, input);
 }
 
-void LinearRunner::make_row_sums(const CpuWeight& w) {
-  std::vector<float> ones(size_t(round_up(uint64_t(w.cols()), kBlockCols)), 0.0f);
-  std::fill_n(ones.begin(), w.cols(), 1.0f);
-  for (uint32_t k : w.weak) ones[k] = 0;
+/// The kernel itself, on ones. What it returns is rounded to fp32; asked for the sums minus what it
+/// returned, it returns what was lost.
+void LinearRunner::make_live_sums(const CpuWeight& w) {
+  cpu::GridRows ones;
+  ones.resize(1, int64_t(round_up(uint64_t(w.cols()), kBlockCols)));
+  std::fill_n(ones.codes.begin(), w.cols(), int8_t(1));
+  for (uint32_t k : w.weak) ones.codes[k] = 0;
+  for (int64_t b = 0; b < ones.blocks; ++b) {
+    const int8_t* codes = ones.row_codes(0) + b * kBlockCols;
+    ones.row_sums(0)[b] = std::accumulate(codes, codes + kBlockCols, 0);
+  }
+  ones.scales[0] = 1;
   const std::vector<float> nothing(w.weak.size(), 0.0f);
-  w.row_sums.resize(size_t(w.rows()));
-  pool_.parallel_for((w.rows() + kUnit - 1) / kUnit, 16, [&](int64_t begin, int64_t end, int) {
-    kernels_.packed_exact(*w.packed, {ones.data(), int64_t(ones.size())}, nothing.data(), 1, begin,
-                          end, {w.row_sums.data(), w.rows()});
-  });
+  w.live_sums.assign(round_up(uint64_t(w.rows()), kPanelRows), 0.0);
+  std::vector<float> part(w.live_sums.size());
+  for (const float shift : {0.0f, -1.0f}) {
+    ones.shifts[0] = shift;
+    pool_.parallel_for((w.rows() + kUnit - 1) / kUnit, 16, [&](int64_t begin, int64_t end, int) {
+      kernels_.packed_grid(*w.packed, ones, w.live_sums.data(), nothing.data(), 1, begin, end,
+                           {part.data(), w.rows()});
+    });
+    for (size_t r = 0; r < part.size(); ++r) w.live_sums[r] += double(part[r]);
+  }
 }
 
 void LinearRunner::run_units(const Task& task, int64_t begin, int64_t end, int64_t tokens,
@@ -163,15 +177,14 @@ void LinearRunner::run_units(const Task& task, int64_t begin, int64_t end, int64
   } else if (mode.exact) {
     kernels_.packed_exact(*w.packed, {in.live.data(), in.stride}, in.weak.data(), tokens, begin,
                           end, to);
+  } else if (mode.bits < 16) {
+    kernels_.packed_grid(*w.packed, in.on_grid, w.live_sums.data(), in.weak.data(), tokens, begin,
+                         end, to);
   } else {
     kernels_.packed_int8(*w.packed, in.int8, in.weak.data(), tokens, begin, end, to);
   }
   for (int64_t m = 0; m < tokens; ++m) {
     float* sum = to.row(m);
-    if (mode.bits < 16 && mode.integers(w)) {
-      const float offset = in.grids[size_t(m)].offset();
-      for (int64_t n = first; n < last; ++n) sum[n] += offset * w.row_sums[size_t(n)];
-    }
     if (task.bias != nullptr) {
       for (int64_t n = first; n < last; ++n) sum[n] += task.bias->floats()[n];
     }
@@ -198,7 +211,7 @@ void LinearRunner::run(std::span<const Linear> linears, cpu::Rows x, int64_t tok
       shared = input;
       shared_is_packed = bool(w.packed);
     }
-    if (mode.bits < 16 && mode.integers(w) && w.row_sums.empty()) make_row_sums(w);
+    if (mode.bits < 16 && mode.integers(w) && w.live_sums.empty()) make_live_sums(w);
     tasks_.push_back({&w, cpu_weight(linears[i].bias), input, units, column});
     units += (w.rows() + kUnit - 1) / kUnit;
     column += w.rows();

@@ -26,9 +26,9 @@ struct CpuWeight final : Weight {
   const std::byte* data;
   std::optional<PackedView> packed;  ///< of Kind::packed
   std::vector<uint32_t> weak;
-  /// Of each row, the sum of its live weights: what the offset of an ActivationGrid is multiplied
-  /// with. Made by the first linear that needs it.
-  mutable std::vector<float> row_sums;
+  /// [panels * 8] Of each row, the sum of its live weights: what the shift of an ActivationGrid is
+  /// multiplied with. Made by the first linear that needs it.
+  mutable std::vector<double> live_sums;
 };
 
 /// How the inputs of a linear are treated before they meet its weights.
@@ -56,8 +56,8 @@ class LinearRunner {
   struct Input {
     std::vector<float> live;  ///< [tokens][stride], weak and padding columns 0
     std::vector<float> weak;  ///< [tokens][weak columns]
-    cpu::Int8Rows int8;
-    std::vector<ActivationGrid> grids;  ///< [tokens], where the scheme quantizes to integers
+    cpu::Int8Rows int8;       ///< of packed weights, or
+    cpu::GridRows on_grid;    ///< where the scheme quantizes
     int64_t stride = 0;
   };
   struct Task {
@@ -77,7 +77,7 @@ class LinearRunner {
                          std::span<const int64_t> runs, Input& input);
   static void quantize_by_value(const CpuWeight& w, const InputMode& mode, int64_t tokens,
                                 std::span<const int64_t> runs, Input& input);
-  void make_row_sums(const CpuWeight& w);
+  void make_live_sums(const CpuWeight& w);
   void run_units(const Task& task, int64_t begin, int64_t end, int64_t tokens,
                  const InputMode& mode, bool residual, cpu::MutableRows y, cpu::MutableRows out);
 
