@@ -17,6 +17,7 @@ struct Options {
   std::string model, backend = "auto";
   std::string synthetic, scheme;  ///< instead of a model
   int head_bits = 8;
+  uint32_t weak_columns = 0;
   int64_t prompt = 512, decode = 128;
   std::vector<int64_t> depths = {0}, batches = {1};
   std::string peer;
@@ -31,8 +32,9 @@ void check_model(const Options& o, const CLI::App& app) {
     throw tool::usage_error("give either a MODEL or --synthetic NAME --scheme S");
   }
   if (o.synthetic.empty()) {
-    if (app.count("--scheme") + app.count("--head-bits") == 0) return;
-    throw tool::usage_error("--scheme and --head-bits go with --synthetic: a file has its own");
+    if (app.count("--scheme") + app.count("--head-bits") + app.count("--weak-columns") == 0) return;
+    throw tool::usage_error(
+        "--scheme, --head-bits and --weak-columns go with --synthetic: a file has its own");
   }
   if (find_shape(o.synthetic) == nullptr) {
     throw tool::usage_error("no shape is called '" + o.synthetic + "'; there are " + shape_names());
@@ -53,8 +55,10 @@ std::shared_ptr<const File> open_model(const Options& o, int64_t context) {
   if (o.synthetic.empty()) return File::open(o.model);
   Shape shape = *find_shape(o.synthetic);
   shape.config.context = std::max(shape.config.context, context);
-  return make_synthetic(
-      shape, {.scheme = Scheme::parse(o.scheme), .head_bits = o.head_bits, .threads = o.threads});
+  return make_synthetic(shape, {.scheme = Scheme::parse(o.scheme),
+                                .head_bits = o.head_bits,
+                                .weak_columns = o.weak_columns,
+                                .threads = o.threads});
 }
 
 std::vector<ThroughputTest> tests_of(const Options& o) {
@@ -117,6 +121,9 @@ int main(int argc, char** argv) {
   app.add_option("--head-bits", o.head_bits, "of --synthetic: bits of embedding and head")
       ->check(CLI::IsMember({4, 6, 8, 16}))
       ->capture_default_str();
+  app.add_option("--weak-columns", o.weak_columns,
+                 "of --synthetic: columns in f16, in each of the blocks' linears")
+      ->check(CLI::Range(0, 4096));
   app.add_option("-p,--prompt", o.prompt, "tokens of the prefill test (0: none)")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();

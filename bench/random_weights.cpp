@@ -19,6 +19,11 @@ void set_random_row(PackedBuilder& out, uint64_t row, float deviation, Rng& rng)
   const bool even = levels % 2 == 0;
   std::vector<uint8_t> codes(l.cols);
   for (uint8_t& c : codes) c = uint8_t(rng.below(levels));
+  uint32_t weak = 0;
+  for (uint32_t column : out.view().weak_indices()) {
+    codes[column] = 0;
+    out.set_weak_weight(row, weak++, deviation * rng.spread());
+  }
   out.set_codes(row, codes);
   // An even number of levels has no middle: the zero point is half a code above or below it. The
   // mean square of code - zero is then (levels^2 - 1) / 12 + 1 / 4.
@@ -30,11 +35,19 @@ void set_random_row(PackedBuilder& out, uint64_t row, float deviation, Rng& rng)
   }
 }
 
+PackedBuilder empty(uint64_t rows, uint64_t cols, const Packing& packing) {
+  PackedBuilder out(rows, cols, packing);
+  std::vector<uint32_t> weak(packing.weak_columns);
+  for (size_t i = 0; i < weak.size(); ++i) weak[i] = uint32_t(i * cols / weak.size());
+  out.set_weak_indices(weak);
+  return out;
+}
+
 /// A tensor's panels, put together from those of `pool`.
 class PackedSource final : public WeightSource {
  public:
   PackedSource(const Packing& packing, uint64_t cols, float deviation, Rng& rng)
-      : deviation_(deviation), pool_(kPanels * kPanelRows, cols, packing) {
+      : deviation_(deviation), pool_(empty(kPanels * kPanelRows, cols, packing)) {
     for (uint64_t r = 0; r < pool_.layout().rows; ++r) set_random_row(pool_, r, deviation, rng);
   }
 
@@ -42,8 +55,12 @@ class PackedSource final : public WeightSource {
                   Rng& rng) const override {
     const PackedLayout to = PackedLayout::of(t.rows, t.cols, t.packing);
     const uint64_t rows = std::min<uint64_t>(kPanelRows, t.rows - panel * kPanelRows);
+    if (panel == 0) {
+      const auto weak = std::as_bytes(pool_.view().weak_indices());
+      std::copy(weak.begin(), weak.end(), data.data() + to.weak_index_offset);
+    }
     if (rows == kPanelRows) return copy_panel(pool_, kPanels, data.data(), to, panel, rng);
-    PackedBuilder last(rows, t.cols, t.packing);  // with its padding
+    PackedBuilder last = empty(rows, t.cols, t.packing);  // with its padding
     for (uint64_t r = 0; r < rows; ++r) set_random_row(last, r, deviation_, rng);
     copy_panel(last, 1, data.data(), to, panel, rng);
   }
@@ -68,6 +85,10 @@ class PackedSource final : public WeightSource {
       std::memcpy(scales + g * kScaleBytes, from.scales(p) + g * kPanelRows, kScaleBytes);
       std::memcpy(zeros + g * to.zero_bytes, from.zeros(p) + g * to.zero_bytes, to.zero_bytes);
     }
+    const uint64_t weak_bytes = to.packing.weak_columns * kPanelRows * sizeof(f16);
+    if (weak_bytes == 0) return;
+    std::memcpy(base + to.weak_offset + panel * weak_bytes, from.weak(rng.below(choice)),
+                weak_bytes);
   }
 
   float deviation_;

@@ -48,8 +48,8 @@ class WeightSource {
 };
 
 /// Codes over all that the packing has (of a constant zero point: as far above it as below), zero
-/// points in the middle, scales within a quarter of their mean; padding as SPEC.md wants it.
-/// PRECOND: no weak columns.
+/// points in the middle, scales within a quarter of their mean; weak columns at equal distances;
+/// padding as SPEC.md wants it.
 std::unique_ptr<WeightSource> packed_source(const Packing& packing, uint64_t cols, float deviation,
                                             Rng rng);
 

@@ -27,6 +27,7 @@ TensorInfo info_of(const TensorSpec& spec, const SyntheticOptions& o) {
              (spec.role == Role::linear || (table && o.head_bits < 16))) {
     t.kind = Kind::packed;
     t.packing = table ? head_packing(o.head_bits) : packing_of(o.scheme);
+    if (!table) t.packing.weak_columns = std::min(o.weak_columns, uint32_t(t.cols));
   }
   return t;
 }

@@ -11,7 +11,8 @@ namespace oq {
 
 struct SyntheticOptions {
   Scheme scheme = {};
-  int head_bits = 8;  ///< of embedding and head, where the scheme quantizes weights; or 16
+  int head_bits = 8;          ///< of embedding and head, where the scheme quantizes weights; or 16
+  uint32_t weak_columns = 0;  ///< of each of the blocks' packed linears, at most all it has
   uint64_t seed = 1;
   int threads = 0;  ///< 0: one per usable core; the bytes do not depend on it
 };

@@ -94,6 +94,7 @@ std::vector<float> weights_of(const File& file, const TensorInfo& t) {
 void check_canonical(const File& file, const TensorInfo& t) {
   const PackedView view = file.packed(t);
   PackedBuilder again(t.rows, t.cols, t.packing);
+  again.set_weak_indices(view.weak_indices());
   std::vector<uint8_t> codes(view.layout().padded_cols);
   std::set<int> seen;
   for (uint64_t r = 0; r < t.rows; ++r) {
@@ -103,6 +104,9 @@ void check_canonical(const File& file, const TensorInfo& t) {
     for (uint64_t g = 0; g < view.layout().groups; ++g) {
       again.set_scale(r, g, to_f16(view.scale(r, g)));
       again.set_zero(r, g, view.zero(r, g));
+    }
+    for (uint32_t i = 0; i < t.packing.weak_columns; ++i) {
+      again.set_weak_weight(r, i, view.weak_weight(r, i));
     }
   }
   const auto data = file.data(t);
@@ -163,6 +167,26 @@ TEST_CASE("a decoder runs them: logits are finite, differ, and have the size of 
   }
 }
 
+TEST_CASE("weak columns are those of every linear of a block, and weights like the others") {
+  const Shape shape = tiny_shapes()[0];
+  const auto file = make_synthetic(shape, {.scheme = Scheme::parse("w3a16"), .weak_columns = 4});
+  file->verify();
+  const TensorInfo& up = file->tensor("blocks.1.up");
+  CHECK(up.packing.weak_columns == 4);
+  CHECK(file->tensor("embedding").packing.weak_columns == 0);
+  check_canonical(*file, up);
+  const PackedView w = file->packed(up);
+  std::vector<float> weak;
+  for (uint64_t row = 0; row < up.rows; ++row) {
+    for (uint32_t i = 0; i < 4; ++i) weak.push_back(w.weak_weight(row, i));
+  }
+  const Moments m = moments(weak);
+  CHECK(std::abs(m.deviation * std::sqrt(double(up.cols)) - 1) < 0.2);
+  Decoder decoder(file, make_cpu_backend(1), {});
+  const std::vector<int32_t> tokens = {1, 2, 3};
+  for (float x : decoder.feed(tokens)) CHECK(std::isfinite(x));
+}
+
 TEST_CASE("weights have mean 0 and the deviation that keeps activations at their size") {
   Shape shape{.name = "wide", .config = test::tiny_config()};
   shape.config.hidden = 480;
@@ -205,9 +229,11 @@ TEST_CASE("equal seeds give equal bytes on any number of threads, others others"
     for (const char* scheme : {"w2*a16g128", "w3a16g64", "w16a16"}) {
       CAPTURE(shape.name);
       const Scheme s = Scheme::parse(scheme);
-      const auto one = make_synthetic(shape, {.scheme = s, .seed = 7, .threads = 1});
-      const auto three = make_synthetic(shape, {.scheme = s, .seed = 7, .threads = 3});
-      const auto other = make_synthetic(shape, {.scheme = s, .seed = 8, .threads = 1});
+      const auto of = [&](uint64_t seed, int threads) {
+        return make_synthetic(shape,
+                              {.scheme = s, .weak_columns = 3, .seed = seed, .threads = threads});
+      };
+      const auto one = of(7, 1), three = of(7, 3), other = of(8, 1);
       CHECK(all_bytes(*one) == all_bytes(*three));
       CHECK(all_bytes(*one) != all_bytes(*other));
     }

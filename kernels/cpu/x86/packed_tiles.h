@@ -31,6 +31,9 @@ class Panels {
     for (int p = 0; p < kPanels; ++p) {
       codes[p] = w.codes(uint64_t(first + p));
       scales_[p] = w.scales(uint64_t(first + p));
+      // Needed last, and from a place of their own.
+      const int64_t weak = w.layout().packing.weak_columns;
+      prefetch_lines<_MM_HINT_T0>(w.weak(uint64_t(first + p)), 0, weak * kPanelRows * 2);
     }
   }
   typename L::Floats scale(int64_t group) const {
