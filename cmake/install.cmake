@@ -18,7 +18,8 @@ endforeach()
 # All but what is private to a room.
 install(DIRECTORY format kernels runtime DESTINATION ${oq_include_dir}
   FILES_MATCHING PATTERN "*.h"
-  PATTERN file_layout.h EXCLUDE PATTERN x86 EXCLUDE PATTERN backend/cpu EXCLUDE)
+  PATTERN file_layout.h EXCLUDE PATTERN simd EXCLUDE PATTERN x86 EXCLUDE
+  PATTERN neon EXCLUDE PATTERN backend/cpu EXCLUDE)
 
 install(EXPORT oqTargets NAMESPACE oq:: DESTINATION ${oq_package_dir})
 configure_package_config_file(cmake/oqConfig.cmake.in ${CMAKE_BINARY_DIR}/oqConfig.cmake

@@ -9,6 +9,7 @@ die() { say "error: $*"; exit 1; }
 build_packages=(build-essential cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev
   nlohmann-json3-dev libpcre2-dev libsentencepiece-dev libedit-dev libopenblas-dev doctest-dev)
 test_packages=(clang clang-format clang-tidy libclang-rt-14-dev)
+arm_packages=(g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 model_packages=(python3-pip unzip)
 
 # install PACKAGE...: installs those that are missing, with apt (and sudo when not root).

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every test. With --full, the long forms too.
 #
-# usage: scripts/test.sh [--full] [STAGE...]     stages: style release asan tsan scalar fuzz tidy
+# usage: scripts/test.sh [--full] [STAGE...]     stages: style release asan tsan scalar
+#                                                        neon fuzz tidy
 #
 # OQ_TEST_DATA names a folder of test data (texts, vocabularies, golden layers); tests that want
 # it skip, and say so, where it is not set. The real model is fetched once into the cache.
@@ -11,7 +12,7 @@ set -euo pipefail
 full=
 [ "${1:-}" = --full ] && { full=1; shift; }
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(style release asan scalar tsan fuzz tidy)
+[ ${#stages[@]} -gt 0 ] || stages=(style release asan scalar neon tsan fuzz tidy)
 fuzz_seconds=20
 without_data=(-LE data)  # what takes minutes under a sanitizer or without SIMD
 if [ -n "$full" ]; then
@@ -44,6 +45,17 @@ stage_tsan() {
 }
 
 stage_scalar() { build scalar && run_ctest scalar "${without_data[@]}"; }
+
+# The kernels of 64-bit Arm, on the CPUs that qemu plays: one with dotprod and one without.
+stage_neon() {
+  if ! (install "${arm_packages[@]}"); then
+    say "SKIPPED: ${arm_packages[*]} cannot be had; NEON kernels are neither compiled nor tested"
+    return
+  fi
+  build neon test-kernels
+  QEMU_CPU=max OQ_TEST_KERNELS="scalar neon neon_dotprod" run_ctest neon -R '^kernels$'
+  QEMU_CPU=cortex-a53 OQ_TEST_KERNELS="scalar neon" run_ctest neon -R '^kernels$'
+}
 
 stage_fuzz() {
   build asan

@@ -8,11 +8,12 @@
 
 #if defined(OQ_HAVE_X86)
 #include <cpuid.h>
+#elif defined(OQ_HAVE_NEON)
+#include <sys/auxv.h>
 #endif
 
 namespace oq::cpu {
 
-#if defined(OQ_HAVE_X86)
 // In files compiled for these instructions: called only where they run.
 namespace avx2 {
 const Kernels& table();
@@ -20,6 +21,14 @@ const Kernels& table();
 namespace avx512 {
 const Kernels& table();
 }
+namespace neon {
+const Kernels& table();
+}
+namespace neon_dotprod {
+const Kernels& table();
+}
+
+#if defined(OQ_HAVE_X86)
 
 const Kernels* avx2_kernels() {
   unsigned a = 0, b = 0, c = 0, d = 0;  // clang 14's __builtin_cpu_supports knows no "f16c"
@@ -40,6 +49,18 @@ const Kernels* avx2_kernels() { return nullptr; }
 const Kernels* avx512_kernels() { return nullptr; }
 #endif
 
+#if defined(OQ_HAVE_NEON)
+const Kernels* neon_kernels() { return &neon::table(); }  // every AArch64 has it
+
+const Kernels* neon_dotprod_kernels() {
+  static const bool usable = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  return usable ? &neon_dotprod::table() : nullptr;
+}
+#else
+const Kernels* neon_kernels() { return nullptr; }
+const Kernels* neon_dotprod_kernels() { return nullptr; }
+#endif
+
 void Int8Rows::resize(int64_t rows, int64_t padded_cols) {
   blocks = padded_cols / kBlockCols;
   codes.resize(size_t(rows * padded_cols));
@@ -57,8 +78,10 @@ void GridRows::resize(int64_t rows, int64_t padded_cols) {
 
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> list = {&scalar_kernels()};
-  if (const Kernels* k = avx2_kernels()) list.push_back(k);
-  if (const Kernels* k = avx512_kernels()) list.push_back(k);
+  for (const Kernels* k :
+       {avx2_kernels(), avx512_kernels(), neon_kernels(), neon_dotprod_kernels()}) {
+    if (k != nullptr) list.push_back(k);
+  }
   return list;
 }
 

@@ -185,6 +185,13 @@ const Kernels* avx2_kernels();
 /// And AVX-512 with VNNI. Same bits as avx2_kernels() wherever integers are summed.
 const Kernels* avx512_kernels();
 
+/// Arm: what every AArch64 has; nullptr on other CPUs.
+const Kernels* neon_kernels();
+
+/// And the dot products of Armv8.2 (sdot). Same bits as neon_kernels() wherever integers are
+/// summed.
+const Kernels* neon_dotprod_kernels();
+
 /// Everything that runs here, slowest first.
 std::vector<const Kernels*> available_kernels();
 

@@ -42,7 +42,9 @@ std::vector<PackedCase> packed_cases() {
   return list;
 }
 
-PackedBuilder random_packed(Rng& rng, const PackedCase& c, bool extreme) {
+enum class Codes { random, largest, zero };
+
+PackedBuilder random_packed(Rng& rng, const PackedCase& c, Codes kind = Codes::random) {
   PackedBuilder b(c.rows, c.cols, c.packing);
   const auto levels = uint32_t(c.packing.max_code() + 1);
   std::vector<uint32_t> weak(c.cols);
@@ -53,7 +55,9 @@ PackedBuilder random_packed(Rng& rng, const PackedCase& c, bool extreme) {
   b.set_weak_indices(weak);
   std::vector<uint8_t> codes(c.cols);
   for (uint64_t r = 0; r < c.rows; ++r) {
-    for (auto& q : codes) q = uint8_t(extreme ? levels - 1 : rng() % levels);
+    for (auto& q : codes) {
+      q = uint8_t(kind == Codes::largest ? levels - 1 : kind == Codes::zero ? 0 : rng() % levels);
+    }
     for (uint32_t w : weak) codes[w] = 0;
     b.set_codes(r, codes);
     for (uint32_t i = 0; i < weak.size(); ++i) {
@@ -135,7 +139,7 @@ TEST_CASE("packed linears equal the reference at every width, shape and zero mod
     for (const PackedCase& c : packed_cases()) {
       for (int64_t tokens : {1, 2, 5, 11}) {
         Rng rng(uint32_t(c.cols * 31 + c.packing.bits + tokens));
-        const PackedBuilder b = random_packed(rng, c, false);
+        const PackedBuilder b = random_packed(rng, c);
         const auto x = random_floats(rng, size_t(tokens) * c.cols);
         const PackedResult r = run_packed(*k, b.view(), x, tokens, int64_t(b.layout().panels / 2));
         CAPTURE(int(c.packing.bits));
@@ -155,7 +159,7 @@ TEST_CASE("a token's result does not depend on the tokens beside it, bit for bit
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     for (const PackedCase& c : packed_cases()) {
       Rng rng(5);
-      const PackedBuilder b = random_packed(rng, c, false);
+      const PackedBuilder b = random_packed(rng, c);
       const auto x = random_floats(rng, 11 * c.cols);
       const PackedResult all = run_packed(*k, b.view(), x, 11, 0);
       for (int64_t m = 0; m < 11; ++m) {
@@ -171,27 +175,32 @@ TEST_CASE("a token's result does not depend on the tokens beside it, bit for bit
 }
 
 TEST_CASE("instruction sets that sum integers alike give the same bits") {
-  const cpu::Kernels* a = cpu::avx2_kernels();
-  const cpu::Kernels* b = cpu::avx512_kernels();
-  if (a == nullptr || b == nullptr) return;
-  for (const PackedCase& c : packed_cases()) {
-    Rng rng(6);
-    const PackedBuilder w = random_packed(rng, c, false);
-    const auto x = random_floats(rng, 9 * c.cols);
-    CHECK(run_packed(*a, w.view(), x, 9, 0).int8 == run_packed(*b, w.view(), x, 9, 0).int8);
+  const auto available = cpu::available_kernels();
+  for (size_t i = 2; i < available.size();
+       ++i) {  // 0 is scalar, which adds floats in another order
+    for (const PackedCase& c : packed_cases()) {
+      Rng rng(6);
+      const PackedBuilder w = random_packed(rng, c);
+      const auto x = random_floats(rng, 9 * c.cols);
+      CHECK(run_packed(*available[1], w.view(), x, 9, 0).int8 ==
+            run_packed(*available[i], w.view(), x, 9, 0).int8);
+    }
   }
 }
 
-TEST_CASE("int16 sums hold at the largest codes and activations") {
+// Where codes are multiplied as signed bytes, code 0 of 8 bits is -128.
+TEST_CASE("int16 sums hold at the largest and smallest codes and activations") {
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     for (const PackedCase& c : packed_cases()) {
-      for (float sign : {1.0f, -1.0f}) {
-        Rng rng(9);
-        const PackedBuilder b = random_packed(rng, c, true);
-        const std::vector<float> x(c.cols, sign * 3.0f);  // every code is +-127
-        const PackedResult r = run_packed(*k, b.view(), x, 1, 0);
-        const double size = 3.0 * double(c.cols) * c.packing.max_code() * 0.1;
-        CHECK_CLOSE(r.int8, r.int8_truth, 3e-7 * size, 1e-5, 1e-10);
+      for (Codes codes : {Codes::largest, Codes::zero}) {
+        for (float sign : {1.0f, -1.0f}) {
+          Rng rng(9);
+          const PackedBuilder b = random_packed(rng, c, codes);
+          const std::vector<float> x(c.cols, sign * 3.0f);  // every code is +-127
+          const PackedResult r = run_packed(*k, b.view(), x, 1, 0);
+          const double size = 3.0 * double(c.cols) * c.packing.max_code() * 0.1;
+          CHECK_CLOSE(r.int8, r.int8_truth, 3e-7 * size, 1e-5, 1e-10);
+        }
       }
     }
   }
@@ -256,7 +265,7 @@ TEST_CASE("linears of activations on grids equal the reference, and each token a
     CAPTURE(std::string(k->name));
     for (const PackedCase& c : packed_cases()) {
       Rng rng(uint32_t(c.cols * 31 + c.packing.bits));
-      const PackedBuilder b = random_packed(rng, c, false);
+      const PackedBuilder b = random_packed(rng, c);
       const auto x = random_floats(rng, 11 * c.cols);
       for (const int bits : {2, 4, 7, 8}) {
         CAPTURE(bits);
@@ -293,7 +302,7 @@ TEST_CASE("a range far to one side of 0 costs no precision: sums that cancel are
                               .zero = uint8_t(1 << (bits - 1)),  // rows that sum to little
                               .group = group};
         const PackedCase c{16, 4096, packing};
-        const PackedBuilder b = random_packed(rng, c, false);
+        const PackedBuilder b = random_packed(rng, c);
         auto x = random_floats(rng, c.cols, 0.0f, 12.0f);
         x[77] = -2600.0f;
         const auto grid = ActivationGrid::of(-2600.0f, 60.0f, 8);
@@ -309,22 +318,25 @@ TEST_CASE("a range far to one side of 0 costs no precision: sums that cancel are
   }
 }
 
-TEST_CASE("int16 sums hold at the largest codes and the lowest grid code, -128") {
+TEST_CASE("int16 sums hold at the outermost codes and the lowest grid code, -128") {
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     for (const PackedCase& c : packed_cases()) {
-      Rng rng(10);
-      const PackedBuilder b = random_packed(rng, c, true);
-      const ActivationGrid grid{.scale = 0.5f, .zero = 0, .bits = 8};
-      OnGrid a(*k, b.view(), std::vector<float>(c.cols, 0.0f), 1, grid);  // code 0, stored -128
-      // Without its shift, x is -64.
-      a.rows.shifts[0] = 0;
-      for (float& v : a.values) v = -64.0f;
-      for (uint32_t i : b.view().weak_indices()) a.values[i] = 0;
-      const auto y = run_grid(*k, b.view(), a, 1, 0);
-      std::vector<float> truth(c.rows);
-      reference::linear(reference::dequantize(b.view()), {}, a.values, 1, int64_t(c.rows),
-                        int64_t(c.cols), truth);
-      CHECK_CLOSE(y, truth, 3e-7 * 64.0 * double(c.cols) * c.packing.max_code() * 0.1, 1e-5, 1e-10);
+      for (Codes codes : {Codes::largest, Codes::zero}) {
+        Rng rng(10);
+        const PackedBuilder b = random_packed(rng, c, codes);
+        const ActivationGrid grid{.scale = 0.5f, .zero = 0, .bits = 8};
+        OnGrid a(*k, b.view(), std::vector<float>(c.cols, 0.0f), 1, grid);  // code 0, stored -128
+        // Without its shift, x is -64.
+        a.rows.shifts[0] = 0;
+        for (float& v : a.values) v = -64.0f;
+        for (uint32_t i : b.view().weak_indices()) a.values[i] = 0;
+        const auto y = run_grid(*k, b.view(), a, 1, 0);
+        std::vector<float> truth(c.rows);
+        reference::linear(reference::dequantize(b.view()), {}, a.values, 1, int64_t(c.rows),
+                          int64_t(c.cols), truth);
+        CHECK_CLOSE(y, truth, 3e-7 * 64.0 * double(c.cols) * c.packing.max_code() * 0.1, 1e-5,
+                    1e-10);
+      }
     }
   }
 }
@@ -333,7 +345,7 @@ TEST_CASE("a flipped code, scale or zero point is noticed") {
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     Rng rng(3);
     const PackedCase c{16, 160, {.bits = 3, .group = 64}};
-    const PackedBuilder b = random_packed(rng, c, false);
+    const PackedBuilder b = random_packed(rng, c);
     const auto x = random_floats(rng, 160, 0.5f, 0.3f);
     const PackedResult good = run_packed(*k, b.view(), x, 1, 0);
     for (uint64_t at : {uint64_t(7), b.layout().scales_offset + 6, b.layout().zeros_offset + 1}) {

@@ -7,58 +7,50 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/x86/simd.h"
+#include "kernels/cpu/simd/simd.h"
 
 namespace oq::cpu::OQ_ISA {
 namespace {
 
 /// x / (1 + e^-z): silu for z = x.
-__m256 logistic(__m256 x, __m256 z) {
-  const __m256 e = exp(_mm256_xor_ps(z, _mm256_set1_ps(-0.0f)));
-  return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+Floats logistic(Floats x, Floats z) {
+  const Floats e = exp(-z);
+  return x / (all(1.0f) + e);
 }
 
-__m256 silu(__m256 x) { return logistic(x, x); }
+Floats silu(Floats x) { return logistic(x, x); }
 
 /// x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
-__m256 gelu_tanh(__m256 x) {
-  const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(0.044715f * 1.5957691f),
-                                       _mm256_set1_ps(1.5957691f));
-  return logistic(x, _mm256_mul_ps(x, cubic));
+Floats gelu_tanh(Floats x) {
+  const Floats cubic = fmadd(x * x, all(0.044715f * 1.5957691f), all(1.5957691f));
+  return logistic(x, x * cubic);
 }
 
 /// The operands' order lets a NaN through.
-__m256 relu(__m256 x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
+Floats relu(Floats x) { return max(Floats{}, x); }
 
 /// max(x, 0) - |x| / 2 P(t) e^(-x^2 / 2), t = 1 / (1 + p |x| / sqrt 2): erf by Abramowitz and
 /// Stegun 7.1.26, whose error is below 1.5e-7, in the form that does not cancel for negative x.
-__m256 gelu(__m256 x) {
-  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
-  const __m256 one = _mm256_set1_ps(1.0f);
-  const __m256 t =
-      _mm256_div_ps(one, _mm256_fmadd_ps(size, _mm256_set1_ps(0.3275911f * 0.70710678f), one));
-  __m256 p = _mm256_set1_ps(1.061405429f);
+Floats gelu(Floats x) {
+  const Floats size = abs(x);
+  const Floats one = all(1.0f);
+  const Floats t = one / fmadd(size, all(0.3275911f * 0.70710678f), one);
+  Floats p = all(1.061405429f);
   for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
-    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(c));
+    p = fmadd(p, t, all(c));
   }
-  const __m256 e = exp(_mm256_mul_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(-0.5f)));
-  const __m256 tail = _mm256_mul_ps(_mm256_mul_ps(p, t), _mm256_mul_ps(e, size));
-  return _mm256_fnmadd_ps(_mm256_set1_ps(0.5f), tail, relu(x));
-}
-
-/// Ones in the first `n` lanes.
-__m256i first_lanes(int64_t n) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), lane);
+  const Floats e = exp(x * x * all(-0.5f));
+  const Floats tail = (p * t) * (e * size);
+  return fnmadd(all(0.5f), tail, relu(x));
 }
 
 template <class F>
 void apply(F f, const float* gate, const float* up, int64_t n, float* y) {
   for (int64_t i = 0; i < n; i += 8) {
-    const __m256i lanes = first_lanes(std::min<int64_t>(8, n - i));
-    __m256 v = f(_mm256_maskload_ps(gate + i, lanes));
-    if (up != nullptr) v = _mm256_mul_ps(v, _mm256_maskload_ps(up + i, lanes));
-    _mm256_maskstore_ps(y + i, lanes, v);
+    const int64_t live = std::min<int64_t>(8, n - i);
+    Floats v = f(load_first(gate + i, live));
+    if (up != nullptr) v = v * load_first(up + i, live);
+    store_first(y + i, live, v);
   }
 }
 
@@ -78,11 +70,11 @@ void activate(Activation activation, const float* gate, const float* up, int64_t
 }
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {
-  __m256 acc = _mm256_setzero_ps();
+  Floats acc = Floats{};
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const __m256 v = _mm256_loadu_ps(x + i);
-    acc = _mm256_fmadd_ps(v, v, acc);
+    const Floats v = load_floats(x + i);
+    acc = fmadd(v, v, acc);
   }
   float sum = sum_lanes(acc);
   for (; i < n; ++i) sum = std::fma(x[i], x[i], sum);
@@ -92,16 +84,16 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
 
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n,
                 float* y) {
-  __m256 acc = _mm256_setzero_ps();
+  Floats acc = Floats{};
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) acc = _mm256_add_ps(acc, _mm256_loadu_ps(x + i));
+  for (; i + 8 <= n; i += 8) acc = acc + load_floats(x + i);
   float mean = sum_lanes(acc);
   for (; i < n; ++i) mean += x[i];
   mean /= float(n);
-  acc = _mm256_setzero_ps();
+  acc = Floats{};
   for (i = 0; i + 8 <= n; i += 8) {
-    const __m256 d = _mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(mean));
-    acc = _mm256_fmadd_ps(d, d, acc);
+    const Floats d = load_floats(x + i) - all(mean);
+    acc = fmadd(d, d, acc);
   }
   float variance = sum_lanes(acc);
   for (; i < n; ++i) variance = std::fma(x[i] - mean, x[i] - mean, variance);

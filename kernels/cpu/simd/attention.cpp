@@ -3,7 +3,7 @@
 /// Regime: decode (the queries of one KV head's group) and prefill (those of several tokens).
 /// Layout: keys in tiles of 8 positions, so that 8 scores are one vector and no horizontal sum is
 /// needed; values row by row. Work split: the caller gives stretches and merges what they leave
-/// behind. Each key and value is converted once per tile of up to 4 queries (8 with AVX-512's
+/// behind. Each key and value is converted once per tile of up to 4 queries (8 with twice the
 /// registers). Every score adds up over dimensions in ascending order and every output over
 /// positions, whatever the tile. Codes are multiplied as they are: their grids, one per position,
 /// go into the finished scores and into the weights of the values. Bound: the cache's bytes at one
@@ -14,37 +14,33 @@
 #include <limits>
 #include <type_traits>
 
-#include "kernels/cpu/x86/simd.h"
+#include "kernels/cpu/simd/simd.h"
 
 namespace oq::cpu::OQ_ISA {
 namespace {
 
-#if defined(__AVX512VL__)
-constexpr int kMostQueries = 8;  ///< that share one pass over keys and values
-#else
-constexpr int kMostQueries = 4;
-#endif
+constexpr int kMostQueries = kRegisters / 4;  ///< that share one pass over keys and values
 
 /// scores[i][t - begin] = q_i k_t for kTiles whole tiles of keys from t = begin on.
 template <class T, int kQueries, int kTiles>
 inline __attribute__((always_inline)) void score(const float* q, int64_t head_dim, const T* keys,
                                                  float* scores, int64_t stride) {
-  __m256 acc[kTiles][kQueries];
-  for (auto& a : acc) std::fill(a, a + kQueries, _mm256_setzero_ps());
+  Floats acc[kTiles][kQueries];
+  for (auto& a : acc) std::fill(a, a + kQueries, Floats{});
   for (int64_t d = 0; d < head_dim; ++d) {
-    __m256 key[kTiles];
+    Floats key[kTiles];
 #pragma GCC unroll 4
     for (int j = 0; j < kTiles; ++j) key[j] = load_floats(keys + (j * head_dim + d) * kKeyTile);
 #pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
-      const __m256 x = _mm256_set1_ps(q[i * head_dim + d]);
+      const Floats x = all(q[i * head_dim + d]);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTiles; ++j) acc[j][i] = _mm256_fmadd_ps(key[j], x, acc[j][i]);
+      for (int j = 0; j < kTiles; ++j) acc[j][i] = fmadd(key[j], x, acc[j][i]);
     }
   }
   for (int j = 0; j < kTiles; ++j) {
     for (int i = 0; i < kQueries; ++i) {
-      _mm256_storeu_ps(scores + i * stride + j * kKeyTile, acc[j][i]);
+      store(scores + i * stride + j * kKeyTile, acc[j][i]);
     }
   }
 }
@@ -58,8 +54,8 @@ void score_tiles(const float* q, int64_t head_dim, const T* keys, const T* value
   const int64_t bytes = kTiles * kKeyTile * head_dim * int64_t(sizeof(T));
   int64_t t = begin;
   for (; t + (kTiles - 1) * kKeyTile < end; t += kTiles * kKeyTile) {
-    prefetch_lines<_MM_HINT_T0>(keys + t * head_dim, std::max<int64_t>(bytes, 4096), bytes);
-    prefetch_lines<_MM_HINT_T1>(values + t * head_dim, 0, bytes);
+    prefetch_lines<1>(keys + t * head_dim, std::max<int64_t>(bytes, 4096), bytes);
+    prefetch_lines<2>(values + t * head_dim, 0, bytes);
     score<T, kQueries, kTiles>(q, head_dim, keys + t * head_dim, scores + t - begin, stride);
   }
   for (; t < end; t += kKeyTile) {
@@ -76,17 +72,15 @@ void softmax(float* scores, const float* bias, int64_t first, int64_t live, int6
   }
   std::fill(scores, scores + first, -std::numeric_limits<float>::infinity());
   std::fill(scores + live, scores + stride, -std::numeric_limits<float>::infinity());
-  __m256 top = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int64_t t = 0; t < stride; t += 8) top = _mm256_max_ps(_mm256_loadu_ps(scores + t), top);
-  alignas(32) float lanes[8];
-  _mm256_store_ps(lanes, top);
-  part.top = *std::max_element(lanes, lanes + 8);
-  __m256 sum = _mm256_setzero_ps();
+  Floats top = all(-std::numeric_limits<float>::infinity());
+  for (int64_t t = 0; t < stride; t += 8) top = max(load_floats(scores + t), top);
+  part.top = max_lane(top);
+  Floats sum = Floats{};
   for (int64_t t = 0; t < stride; t += 8) {
-    const __m256 s = _mm256_sub_ps(_mm256_loadu_ps(scores + t), _mm256_set1_ps(part.top));
-    const __m256 p = exp(s);
-    _mm256_storeu_ps(scores + t, p);
-    sum = _mm256_add_ps(sum, p);
+    const Floats s = load_floats(scores + t) - all(part.top);
+    const Floats p = exp(s);
+    store(scores + t, p);
+    sum = sum + p;
   }
   part.sum = sum_lanes(sum);
 }
@@ -96,25 +90,25 @@ void softmax(float* scores, const float* bias, int64_t first, int64_t live, int6
 template <class T, int kQueries, int kVectors>
 void weigh_values(const float* p, int64_t stride, const T* values, int64_t head_dim, int64_t n,
                   int64_t d, const T* next_keys, AttentionPart* parts) {
-  __m256 acc[kQueries][kVectors];
-  for (auto& a : acc) std::fill(a, a + kVectors, _mm256_setzero_ps());
+  Floats acc[kQueries][kVectors];
+  for (auto& a : acc) std::fill(a, a + kVectors, Floats{});
   for (int64_t t = 0; t < n; ++t) {
     if (d == 0) {
       const int64_t bytes = head_dim * int64_t(sizeof(T));
-      prefetch_lines<_MM_HINT_T1>(next_keys, t * bytes, bytes);
+      prefetch_lines<2>(next_keys, t * bytes, bytes);
     }
-    __m256 v[kVectors];
+    Floats v[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) v[j] = load_floats(values + t * head_dim + d + 8 * j);
 #pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
-      const __m256 weight = _mm256_set1_ps(p[i * stride + t]);
+      const Floats weight = all(p[i * stride + t]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) acc[i][j] = _mm256_fmadd_ps(weight, v[j], acc[i][j]);
+      for (int j = 0; j < kVectors; ++j) acc[i][j] = fmadd(weight, v[j], acc[i][j]);
     }
   }
   for (int i = 0; i < kQueries; ++i) {
-    for (int j = 0; j < kVectors; ++j) _mm256_storeu_ps(parts[i].out + d + 8 * j, acc[i][j]);
+    for (int j = 0; j < kVectors; ++j) store(parts[i].out + d + 8 * j, acc[i][j]);
   }
 }
 
@@ -131,20 +125,20 @@ void scale_scores(const KvCodes& kv, const float* q, int64_t head_dim, int64_t b
   float q_sum = 0;
   for (int64_t d = 0; d < head_dim; ++d) q_sum += q[d];
   for (int64_t t = 0; t < n; t += 8) {
-    const __m256 low = _mm256_mul_ps(load_floats(kv.key_lows + begin + t), _mm256_set1_ps(q_sum));
-    const __m256 scale = load_floats(kv.key_scales + begin + t);
-    _mm256_storeu_ps(scores + t, _mm256_fmadd_ps(scale, _mm256_loadu_ps(scores + t), low));
+    const Floats low = load_floats(kv.key_lows + begin + t) * all(q_sum);
+    const Floats scale = load_floats(kv.key_scales + begin + t);
+    store(scores + t, fmadd(scale, load_floats(scores + t), low));
   }
 }
 
 /// Weights of values become weights of their codes. Returns what the lows come to, the same in
 /// every dimension: sum p (scale code + low) = sum (p scale) code + sum p low.
 float scale_weights(const KvCodes& kv, int64_t begin, int64_t n, float* p) {
-  __m256 lows = _mm256_setzero_ps();
+  Floats lows = Floats{};
   for (int64_t t = 0; t < n; t += 8) {
-    const __m256 weight = _mm256_loadu_ps(p + t);
-    lows = _mm256_fmadd_ps(weight, load_floats(kv.value_lows + begin + t), lows);
-    _mm256_storeu_ps(p + t, _mm256_mul_ps(weight, load_floats(kv.value_scales + begin + t)));
+    const Floats weight = load_floats(p + t);
+    lows = fmadd(weight, load_floats(kv.value_lows + begin + t), lows);
+    store(p + t, weight * load_floats(kv.value_scales + begin + t));
   }
   return sum_lanes(lows);
 }

@@ -5,7 +5,7 @@
 /// order, so that the only difference from the scalar kernel is FMA's single rounding. Bound:
 /// instructions, about 5 per 8 weights and tile.
 
-#include "kernels/cpu/x86/unpack.h"
+#include "kernels/cpu/simd/unpack.h"
 
 namespace oq::cpu::OQ_ISA {
 namespace {
@@ -15,42 +15,40 @@ constexpr int kTile = 4;
 template <int kTokens>
 struct Tile {
   const float* x[kTokens];
-  __m256 group[kTokens];
-  __m256 total[kTokens];
+  Floats group[kTokens];
+  Floats total[kTokens];
 
   Tile(Rows rows, int64_t first) {
     for (int m = 0; m < kTokens; ++m) {
       x[m] = rows.row(first + m);
-      group[m] = total[m] = _mm256_setzero_ps();
+      group[m] = total[m] = Floats{};
     }
   }
 
   /// 32 columns from column k on.
-  void add(const __m256i codes[kCodeVectors], int64_t k, __m256 zero) {
-    const __m256i byte = _mm256_set1_epi32(255);
+  void add(const Bytes codes[kCodeVectors], int64_t k, Floats zero) {
     for (int d = 0; d < kCodeVectors; ++d) {
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
-        const __m256i code = _mm256_and_si256(_mm256_srli_epi32(codes[d], 8 * c), byte);
-        const __m256 live = _mm256_sub_ps(_mm256_cvtepi32_ps(code), zero);
+        const Floats live = column(codes[d], c) - zero;
 #pragma GCC unroll 4
         for (int m = 0; m < kTokens; ++m) {
-          group[m] = _mm256_fmadd_ps(live, _mm256_set1_ps(x[m][k + 4 * d + c]), group[m]);
+          group[m] = fmadd(live, all(x[m][k + 4 * d + c]), group[m]);
         }
       }
     }
   }
 
-  void end_group(__m256 scale) {
+  void end_group(Floats scale) {
     for (int m = 0; m < kTokens; ++m) {
-      total[m] = _mm256_fmadd_ps(scale, group[m], total[m]);
-      group[m] = _mm256_setzero_ps();
+      total[m] = fmadd(scale, group[m], total[m]);
+      group[m] = Floats{};
     }
   }
 };
 
 template <int kBits>
-void unpack_block(const PackedView& w, int64_t p, int64_t b, __m256i codes[]) {
+void unpack_block(const PackedView& w, int64_t p, int64_t b, Bytes codes[]) {
   const uint8_t* panel = w.codes(uint64_t(p));
   if constexpr (kBits == 0) {
     if (b % 3 == 0) unpack_five_levels(panel + b / 3 * 7 * 32, codes);
@@ -66,7 +64,7 @@ void panels(const PackedView& w, Rows x, const float* weak_x, int64_t first_toke
   const PackedLayout& l = w.layout();
   const auto blocks = int64_t((l.cols + kBlockCols - 1) / kBlockCols);
   const auto group_blocks = int64_t(l.group / kBlockCols);
-  __m256i codes[(kBits == 0 ? 3 : 1) * kCodeVectors];
+  Bytes codes[(kBits == 0 ? 3 : 1) * kCodeVectors];
   const ZeroReader zeros(w);
   for (int64_t p = begin; p < end; ++p) {
     Tile<kTokens> tile(x, first_token);

@@ -1,6 +1,6 @@
 /// Packed linears with int8 activations, one scale for each 16 columns (packed_tiles.h).
 
-#include "kernels/cpu/x86/packed_tiles.h"
+#include "kernels/cpu/simd/packed_tiles.h"
 
 namespace oq::cpu::OQ_ISA {
 namespace {
@@ -17,7 +17,7 @@ class Int8Tile {
       codes_[m] = x.row_codes(first + m);
       scales_[m] = x.row_scales(first + m);
       sums_[m] = x.row_sums(first + m);
-      total_[m] = group_[m] = L::zero();
+      total_[m] = group_[m] = Floats{};
       group_sum_[m] = 0;
     }
   }
@@ -31,7 +31,7 @@ class Int8Tile {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const Floats scale = L::all(scales_[m][2 * index + half]);
-        group_[m] = L::fmadd(L::floats(sum[half]), scale, group_[m]);
+        group_[m] = fmadd(floats(sum[half]), scale, group_[m]);
       }
       group_sum_[m] += sums_[m][index];
     }
@@ -41,9 +41,9 @@ class Int8Tile {
   void end_group(Floats scale, Floats zero) {
 #pragma GCC unroll 8
     for (int m = 0; m < kTokens; ++m) {
-      const Floats live = L::fnmadd(zero, L::all(group_sum_[m]), group_[m]);
-      total_[m] = L::fmadd(scale, live, total_[m]);
-      group_[m] = L::zero();
+      const Floats live = fnmadd(zero, L::all(group_sum_[m]), group_[m]);
+      total_[m] = fmadd(scale, live, total_[m]);
+      group_[m] = Floats{};
       group_sum_[m] = 0;
     }
   }

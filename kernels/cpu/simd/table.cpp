@@ -1,4 +1,4 @@
-#include "kernels/cpu/x86/simd.h"
+#include "kernels/cpu/simd/simd.h"
 
 #define OQ_TEXT_OF(name) #name
 #define OQ_TEXT(name) OQ_TEXT_OF(name)

@@ -3,20 +3,25 @@
 #include <algorithm>
 #include <type_traits>
 
+#if defined(__x86_64__)
 #include "kernels/cpu/x86/dot.h"
+#else
+#include "kernels/cpu/neon/dot.h"
+#endif
 
 /// Packed linears with integer activations: how a tile of tokens goes through panels of codes. What
 /// becomes of a block's sums is the tile's business: packed_int8.cpp and packed_grid.cpp.
 ///
 /// Regime: decode (1 token) and prefill (tiles of tokens). Layout: panels of 8 rows, column blocks
 /// of 32 (SPEC.md). Work split: the caller gives panels; a panel is read once per tile of tokens,
-/// front to back. A lane is a row, so no horizontal sums; activations are broadcast four at a time
-/// and multiplied by `maddubs` (AVX2) or `vpdpbusd` (AVX-512). Half a block shares an activation
-/// scale. With AVX-512 a tile goes through two panels at once, in the halves of 512-bit vectors: as
-/// many multiplications a cycle as with 256 bits on Zen 4, but half the instructions to keep in
-/// flight. One token takes one panel: two are two streams of 8 KiB each, which memory serves at
-/// half the speed. Bound: memory at one token, multiplications beyond. Measured: docs/kernels.md.
-/// Lost there: plain rows with one dot product each, 16-row panels, two 256-bit panels at once.
+/// front to back. A lane is a row, so no horizontal sums; four activations at a time meet all rows,
+/// by `maddubs` (AVX2), `vpdpbusd` (AVX-512), `smlal` (NEON) or `sdot` (NEON with dotprod). Half a
+/// block shares an activation scale. With AVX-512 a tile goes through two panels at once, in the
+/// halves of 512-bit vectors: as many multiplications a cycle as with 256 bits on Zen 4, but half
+/// the instructions to keep in flight. One token takes one panel: two are two streams of 8 KiB
+/// each, which memory serves at half the speed. Bound: memory at one token, multiplications beyond.
+/// Measured on x86: docs/kernels.md. Lost there: plain rows with one dot product each, 16-row
+/// panels, two 256-bit panels at once. NEON was not timed.
 namespace oq::cpu::OQ_ISA {
 
 constexpr int64_t kAhead = 4096;  ///< bytes of a panel from a block to what is prefetched with it
@@ -33,16 +38,16 @@ class Panels {
       scales_[p] = w.scales(uint64_t(first + p));
       // Needed last, and from a place of their own.
       const int64_t weak = w.layout().packing.weak_columns;
-      prefetch_lines<_MM_HINT_T0>(w.weak(uint64_t(first + p)), 0, weak * kPanelRows * 2);
+      prefetch_lines<1>(w.weak(uint64_t(first + p)), 0, weak * kPanelRows * 2);
     }
   }
   typename L::Floats scale(int64_t group) const {
-    __m256 own[kPanels];
+    Floats own[kPanels];
     for (int p = 0; p < kPanels; ++p) own[p] = load_floats(scales_[p] + group * kPanelRows);
     return L::join(own);
   }
   typename L::Floats zero(int64_t group) const {
-    __m256 own[kPanels];
+    Floats own[kPanels];
     for (int p = 0; p < kPanels; ++p) own[p] = zeros_(first_ + p, group);
     return L::join(own);
   }
@@ -56,11 +61,12 @@ class Panels {
 };
 
 /// The column blocks that Tile::end_group may be called after at the latest: 32-bit sums of
-/// products of at most 255 * 128 hold those of 65793 columns.
+/// products of at most 255 * 128 in magnitude hold those of 65793 columns.
 constexpr int64_t kMostBlocks = 65536 / int64_t(kBlockCols);
 
 template <int kBits, int kPanels, class Tile>
 void multiply(const PackedLayout& l, Panels<kPanels>& panels, Tile& tile) {
+  using ThisBlock = Block<kBits, kPanels>;
   const auto group_blocks = int64_t(l.group / kBlockCols);
   const auto blocks = int64_t(l.blocks);
   for (int64_t b = 0; b < blocks;) {
@@ -70,12 +76,12 @@ void multiply(const PackedLayout& l, Panels<kPanels>& panels, Tile& tile) {
       // Behind a panel's end comes the one that is next for this pointer, kPanels further.
       constexpr int64_t kAheadBlocks = kAhead / (32 * kBits);
       const int64_t skip = b + kAheadBlocks < blocks ? 0 : (kPanels - 1) * int64_t(l.panel_bytes);
-      for (const uint8_t* p : panels.codes)
-        prefetch_lines<_MM_HINT_T0>(p, kAhead + skip, 32 * kBits);
-      tile.add_block(Block<kBits, kPanels>(panels.codes), b);
+      for (const uint8_t* p : panels.codes) prefetch_lines<1>(p, kAhead + skip, 32 * kBits);
+      tile.add_block(ThisBlock(panels.codes), b);
       for (const uint8_t*& p : panels.codes) p += 32 * kBits;
     }
-    tile.end_group(panels.scale(g), panels.zero(g));
+    const auto offset = Lanes<kPanels>::all(ThisBlock::kOffset);
+    tile.end_group(panels.scale(g), panels.zero(g) - offset);
   }
 }
 
@@ -110,9 +116,9 @@ int64_t run(const PackedView& w, const Input& x, const float* weak_x, int64_t to
     } else {
       multiply<kBits>(w.layout(), panels, tile);
     }
-    __m256 total[kPanels][kTokens];
+    Floats total[kPanels][kTokens];
     for (int m = 0; m < kTokens; ++m) {
-      __m256 own[kPanels];
+      Floats own[kPanels];
       Lanes<kPanels>::split(tile.finish(m, begin), own);
       for (int p = 0; p < kPanels; ++p) total[p][m] = own[p];
     }
@@ -128,11 +134,9 @@ int64_t run(const PackedView& w, const Input& x, const float* weak_x, int64_t to
 template <template <int, int> class Tile, int kBits, int kTokens, class Input>
 void run_all(const PackedView& w, const Input& x, const float* weak_x, int64_t token, int64_t begin,
              int64_t end, MutableRows y) {
-#if defined(__AVX512VNNI__)
-  if constexpr (kTokens > 1) {
-    begin = run<Tile, kBits, 2, kTokens>(w, x, weak_x, token, begin, end, y);
+  if constexpr (kTokens > 1 && kTilePanels > 1) {
+    begin = run<Tile, kBits, kTilePanels, kTokens>(w, x, weak_x, token, begin, end, y);
   }
-#endif
   run<Tile, kBits, 1, kTokens>(w, x, weak_x, token, begin, end, y);
 }
 
@@ -153,9 +157,7 @@ void run_tiles(const PackedView& w, const Input& x, const float* weak_x, int64_t
     const Run run = kOfWidth[packing.five_levels ? 0 : packing.bits];
     for (; m + kTokens <= tokens; m += kTokens) run(w, x, weak_x, m, begin, end, y);
   };
-#if defined(__AVX512VNNI__)  // of 32 registers, 8 hold codes and 8 the sums of 8 tokens
-  tiles_of(std::integral_constant<int, 8>());
-#endif
+  if constexpr (kMostTokens >= 8) tiles_of(std::integral_constant<int, 8>());
   tiles_of(std::integral_constant<int, 4>());
   tiles_of(std::integral_constant<int, 2>());
   tiles_of(std::integral_constant<int, 1>());

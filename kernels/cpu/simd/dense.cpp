@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/x86/simd.h"
+#include "kernels/cpu/simd/simd.h"
 
 namespace oq::cpu::OQ_ISA {
 namespace {
@@ -19,25 +19,35 @@ constexpr int kTileTokens = 3;
 template <class T, int kRows, int kTokens>
 void tile(const DenseView& w, Rows x, int64_t row, int64_t token, MutableRows y) {
   const T* wp = static_cast<const T*>(w.data) + row * w.cols;
-  __m256 acc[kRows][kTokens];
-  for (auto& r : acc) std::fill(r, r + kTokens, _mm256_setzero_ps());
+  Floats acc[kRows][kTokens];
+#pragma GCC unroll 4
+  for (auto& row_acc : acc) {
+#pragma GCC unroll 4
+    for (Floats& a : row_acc) a = Floats{};
+  }
   const float* xp[kTokens];
   for (int m = 0; m < kTokens; ++m) xp[m] = x.row(token + m);
   int64_t k = 0;
   for (; k + 8 <= w.cols; k += 8) {
-    __m256 v[kTokens];
+    Floats v[kTokens];
 #pragma GCC unroll 4
-    for (int m = 0; m < kTokens; ++m) v[m] = _mm256_loadu_ps(xp[m] + k);
+    for (int m = 0; m < kTokens; ++m) v[m] = load_floats(xp[m] + k);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const __m256 weight = load_floats(wp + r * w.cols + k);
+      const Floats weight = load_floats(wp + r * w.cols + k);
 #pragma GCC unroll 4
-      for (int m = 0; m < kTokens; ++m) acc[r][m] = _mm256_fmadd_ps(weight, v[m], acc[r][m]);
+      for (int m = 0; m < kTokens; ++m) acc[r][m] = fmadd(weight, v[m], acc[r][m]);
     }
+  }
+  float sums[kRows][kTokens];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int m = 0; m < kTokens; ++m) sums[r][m] = sum_lanes(acc[r][m]);
   }
   for (int r = 0; r < kRows; ++r) {
     for (int m = 0; m < kTokens; ++m) {
-      float sum = sum_lanes(acc[r][m]);
+      float sum = sums[r][m];
       for (int64_t i = k; i < w.cols; ++i) {
         sum = std::fma(to_float(wp[r * w.cols + i]), xp[m][i], sum);
       }
