@@ -33,6 +33,8 @@ calibrate::Options options_of(const fs::path& in, const fs::path& out, const cha
   o.threads = 2;
   if (o.method == "owq") o.weak_columns = 4;
   if (o.method == "smoothquant") o.smooth = true;
+  o.learning.epochs = 2;
+  o.learning.transform = o.scheme.activation_bits < 16;
   return o;
 }
 
@@ -58,7 +60,8 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
     for (const auto& [method, scheme] :
          {std::pair("rtn", "w4a16g32"), std::pair("smoothquant", "w4a8"),
           std::pair("gptq", "w3a16g64"), std::pair("owq", "w3a16"), std::pair("awrq", "w4a8t"),
-          std::pair("act-only", "w16a8")}) {
+          std::pair("act-only", "w16a8"), std::pair("omniquant", "w3a16g64"),
+          std::pair("omniquant", "w4a4q4kv4"), std::pair("omniquant", "w3sa8t")}) {
       const auto o = options_of(dir / "in.oq", dir / "out.oq", method, scheme);
       CAPTURE(o.method);
       const auto result = calibrate::calibrate(o);
@@ -84,7 +87,8 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
   test::TinyOq tiny;
   tiny.config.blocks = 4;
   test::make_tiny_oq(dir / "in.oq", tiny);
-  for (const auto& [method, scheme] : {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8")}) {
+  for (const auto& [method, scheme] :
+       {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8"), std::pair("omniquant", "w3a8")}) {
     auto o = options_of(dir / "in.oq", dir / "whole.oq", method, scheme);
     calibrate::calibrate(o);
     fs::remove(dir / "resumed.oq");
@@ -124,6 +128,59 @@ TEST_CASE("weak columns are stored in the type that was asked for") {
   const double f16 = error_of(false), bf16 = error_of(true);
   CHECK(f16 != bf16);
   CHECK(bf16 == doctest::Approx(f16).epsilon(0.02));
+}
+
+TEST_CASE("learning lowers the loss of every block, in every variant") {
+  const TempDir dir;
+  for (const ModelConfig& config : test::variant_configs()) {
+    test::TinyOq tiny;
+    tiny.config = config;
+    test::make_tiny_oq(dir / "in.oq", tiny);
+    for (const bool transform : {false, true}) {
+      CAPTURE(transform);
+      auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w3a16");
+      o.learning.epochs = 20;
+      o.learning.clip_rate = 0.1;    // steps of 2 % of a range, against the noise of few weights
+      o.learning.batch = o.windows;  // every step is one of the whole text
+      o.learning.transform = transform;
+      o.learning.aug_loss = transform;
+      const auto result = calibrate::calibrate(o);
+      REQUIRE(result.losses.size() == size_t(config.blocks));
+      for (const auto& losses : result.losses) {
+        REQUIRE(losses.size() == 20);
+        CHECK(losses.back() < losses.front());
+      }
+    }
+  }
+}
+
+TEST_CASE("a learned file computes what was learned, in batches or not, on one thread or two") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = options_of(dir / "in.oq", dir / "a.oq", "omniquant", "w3a8q6kv6");
+  o.learning.batch = 2;
+  calibrate::calibrate(o);
+  o.output = dir / "b.oq";
+  o.threads = 1;
+  calibrate::calibrate(o);
+  CHECK(bytes_of(dir / "a.oq") == bytes_of(dir / "b.oq"));
+  o.output = dir / "c.oq";
+  o.learning.batch = 1;
+  calibrate::calibrate(o);
+  CHECK(bytes_of(dir / "a.oq") != bytes_of(dir / "c.oq"));
+}
+
+TEST_CASE("a loss that is not finite says where, and what to lower") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w3a16");
+  o.learning.transform = true;
+  o.learning.transform_rate = 1e38;
+  const std::string text = refusal(o);
+  CAPTURE(text);
+  CHECK(text.find("blocks.0.") != std::string::npos);
+  CHECK(text.find("finite") != std::string::npos);
+  CHECK(text.find("--let-lr") != std::string::npos);
 }
 
 TEST_CASE("knowing the inputs beats rounding to nearest where it is measured") {

@@ -32,6 +32,7 @@ struct Arguments {
   std::string scheme, tuning, report, weak_type = "f16", perplexity;
   int64_t max_windows = 20;
   bool json = false, quiet = false;
+  CLI::Option* transform = nullptr;  ///< --let, which has no fixed default
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -79,6 +80,29 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
   app.add_option("--min-scale", o.min_scale, "smoothing: the smallest scale")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
+}
+
+void add_learning_flags(CLI::App& app, Arguments& a) {
+  calibrate::Learning& l = a.options.learning;
+  app.add_option("--epochs", l.epochs, "omniquant: times through the windows, for each block")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
+  app.add_option("--batch-size", l.batch, "omniquant: windows to a step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_flag("--lwc,!--no-lwc", l.clip, "omniquant: learn clipping of weights (the default)");
+  a.transform = app.add_flag("--let,!--no-let", l.transform,
+                             "omniquant: learn equivalent transformations; the default where "
+                             "activations are quantized");
+  const auto rate = [&](const char* name, double& value, const char* what) {
+    app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  };
+  rate("--lwc-lr", l.clip_rate, "omniquant: learning rate of clipping");
+  rate("--let-lr", l.transform_rate, "omniquant: learning rate of transformations");
+  app.add_flag("--aug-loss", l.aug_loss,
+               "omniquant: learn also towards the full-precision block on the quantized one's "
+               "inputs");
+  app.add_flag("--faithful", l.faithful, "omniquant: as the paper's own code does it");
 }
 
 void print_text(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
@@ -151,6 +175,10 @@ void run(Arguments& a) {
   o.weak_bf16 = a.weak_type == "bf16";
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
+  if (a.transform->count() == 0) {
+    const Scheme& s = o.scheme;
+    o.learning.transform = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+  }
   if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
     throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
   }
@@ -211,6 +239,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   add_text_flags(app, o);
   add_solver_flags(app, a);
+  add_learning_flags(app, a);
   app.add_flag("--resume", o.resume,
                "go on after the last finished block of a run that was stopped");
   app.add_option("--perplexity", a.perplexity,

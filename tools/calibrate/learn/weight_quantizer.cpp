@@ -79,7 +79,9 @@ void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping&
         const float* from = w.row(r).data() + first;
         const Range range = this->range(from, n);
         if (std::isnan(range.least)) {
-          throw Error({.what = "a weight is not finite", .where = fmt::format("row {}", r)});
+          throw Error({.what = "a weight is not finite",
+                       .where = fmt::format("row {}", r),
+                       .hint = "if it has been learned, lower --let-lr"});
         }
         fit(r, g, range, clipping);
         const float zero = zeros_(r, g);

@@ -14,7 +14,8 @@ struct Row {
 
 constexpr Row kMethods[] = {{"rtn", make_rounding},       {"smoothquant", make_rounding},
                             {"act-only", make_rounding},  {"gptq", make_hessian_method},
-                            {"owq", make_hessian_method}, {"awrq", make_hessian_method}};
+                            {"owq", make_hessian_method}, {"awrq", make_hessian_method},
+                            {"omniquant", make_omniquant}};
 
 }  // namespace
 
