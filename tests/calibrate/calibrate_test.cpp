@@ -241,6 +241,18 @@ TEST_CASE("a report is one page with a chart of every type of linear") {
   CHECK(html.find("--method gptq --scheme w4a16") != std::string::npos);
   CHECK(html.find("<svg") != std::string::npos);
   CHECK(html.find("blocks.1.down") != std::string::npos);
-  CHECK(html.find("src=") == std::string::npos);  // nothing from elsewhere
+  CHECK(html.find("Loss of each block") == std::string::npos);  // nothing was learned
+  CHECK(html.find("src=") == std::string::npos);                // nothing from elsewhere
   CHECK(html.find("http") == std::string::npos);
+}
+
+TEST_CASE("a report of a learned file has the loss of every block") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  const auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w4a16");
+  const auto result = calibrate::calibrate(o);
+  calibrate::write_report(dir / "report.html", o, ModelConfig::load(*File::open(o.input)), result);
+  const std::string html = bytes_of(dir / "report.html");
+  CHECK(html.find("Loss of each block") != std::string::npos);
+  CHECK(html.find(fmt::format("{:.4g}", result.losses[1].back())) != std::string::npos);
 }

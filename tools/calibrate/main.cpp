@@ -61,7 +61,8 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
       ->delimiter(',');
   app.add_flag("--paper-counts", o.paper_counts, "owq: count columns by the paper's own formula");
   app.add_option("--tuning", a.tuning,
-                 "how scales are chosen; mse is the default of gptq, owq and awrq")
+                 "how scales are chosen, or from where omniquant starts; mse is the default of "
+                 "gptq, owq, awrq and omniquant")
       ->check(CLI::IsMember({"mse", "minmax"}));
   app.add_flag("--act-order,!--no-act-order", o.act_order,
                "visit sensitive columns first (the default), or from left to right; groups stay "
@@ -170,8 +171,9 @@ calibrate::Measured measure(const Arguments& a, const std::string& text) {
 void run(Arguments& a) {
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
-  const bool solves = o.method == "gptq" || o.method == "owq" || o.method == "awrq";
-  const bool mse = a.tuning.empty() ? solves : a.tuning == "mse";
+  const bool searches = o.method == "gptq" || o.method == "owq" || o.method == "awrq" ||
+                        (o.method == "omniquant" && !o.learning.faithful);
+  const bool mse = a.tuning.empty() ? searches : a.tuning == "mse";
   o.weak_bf16 = a.weak_type == "bf16";
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;

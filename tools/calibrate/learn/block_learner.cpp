@@ -144,12 +144,16 @@ void BlockLearner::start_pair(Pair& pair) const {
 
 void BlockLearner::set_up_learning() {
   const Learning& o = options_.learning;
-  for (const auto& [name, l] : original_.linears) {
+  const bool search = options_.tuning == Tuning::mse;
+  const GridOptions grid{.packing = packing_of(options_.scheme), .tuning = options_.tuning};
+  if (transforms()) transformation_->fold(job_.pool(), original_, folded_);
+  for (const auto& [name, l] : base().linears) {
     WeightQuantizer quantizer(l.out(), l.in(), packing_of(options_.scheme));
     const int64_t groups = quantizer.groups();
     Learned learned{std::move(quantizer), {}, {}};
     if (o.clip) {
-      learned.clipping = Clipping(l.out(), groups, Clipping::kStart);
+      learned.clipping = search ? learned.quantizer.searched(job_.pool(), l.weight, grid)
+                                : Clipping(l.out(), groups, Clipping::kStart);
       learned.gradient = Clipping(l.out(), groups, 0);
     }
     learned_.emplace(name, std::move(learned));

@@ -38,6 +38,7 @@ class BlockLearner {
 
   void observe_inputs();
   void start_pair(Pair& pair) const;
+  /// Clipping starts at 4.0, or, with --tuning mse, where a search puts it.
   void set_up_learning();
   void make_targets();
   void make_weights();

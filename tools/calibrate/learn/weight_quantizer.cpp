@@ -20,6 +20,14 @@ float factor(const Matrix& logits, int64_t row, int64_t group) {
   return logits.empty() ? 1.0f : 1.0f / (1.0f + std::exp(-logits(row, group)));
 }
 
+/// The logit of how much of a range's end a grid keeps.
+float start_of(float kept, float end) {
+  if (end == 0) return Clipping::kStart;
+  const float most = 1.0f / (1.0f + std::exp(-Clipping::kStart));
+  const float factor = std::clamp(kept / end, 0.02f, most);
+  return std::log(factor / (1 - factor));
+}
+
 }  // namespace
 
 /// The extremes of a group's weights.
@@ -67,6 +75,28 @@ void WeightQuantizer::fit(int64_t row, int64_t group, const Range& r, const Clip
   zeros_(row, group) = is_symmetric(packing_)
                            ? float(packing_.zero)
                            : round_even(std::clamp(-low / scale, -kLargestZero, kLargestZero));
+}
+
+Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w,
+                                   const GridOptions& options) const {
+  Clipping start(rows_, groups_, Clipping::kStart);
+  const int steps = groups_ == 1 ? options.row_steps : options.group_steps;
+  pool.parallel_for(rows_, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t g = 0; g < groups_; ++g) {
+        const int64_t first = g * group_, n = std::min(group_, cols_ - first);
+        const auto group = w.row(r).subspan(size_t(first), size_t(n));
+        const Grid grid = fit_grid(group, options, steps);
+        const Range ends = range(group.data(), n);
+        const float span = std::max(std::fabs(ends.most), std::fabs(ends.least));
+        const bool symmetric = is_symmetric(packing_);
+        const float top = grid.value(uint8_t(packing_.max_code())), bottom = grid.value(0);
+        start.upper(r, g) = symmetric ? start_of(-bottom, span) : start_of(top, ends.most);
+        start.lower(r, g) = symmetric ? start.upper(r, g) : start_of(bottom, ends.least);
+      }
+    }
+  });
+  return start;
 }
 
 void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping,

@@ -35,6 +35,10 @@ class WeightQuantizer {
   const Matrix& scales() const { return scales_; }
   const Matrix& zeros() const { return zeros_; }
 
+  /// Bounds from which to start that clip as the best of a search over grids does (Tuning::mse of
+  /// `options`, solver/grid.h), within a factor of 0.02 .. 0.982. `w` as in `forward`.
+  Clipping searched(ThreadPool& pool, const Matrix& w, const GridOptions& options) const;
+
   /// out = Q(w), [rows][cols]. Throws oq::Error naming the row whose weights are not finite.
   void forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping, Matrix& out);
 
