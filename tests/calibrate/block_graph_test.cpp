@@ -170,6 +170,47 @@ TEST_CASE("gradients of a block are what finite differences say, for every varia
   }
 }
 
+TEST_CASE("an attention map has rows of 1, and its gradient is what finite differences say") {
+  for (const ModelConfig& config : test::variant_configs()) {
+    Problem p(config, "w16a16");
+    for (auto& entry : p.weights.linears) {
+      for (float& v : entry.second.weight.values()) v *= 0.4f;
+    }
+    std::vector<float> map(kTokens * kTokens), y(p.x.size()), dx(p.x.size());
+    const std::vector<float> weigh = noise(map.size(), 1, 11), none(p.x.size());
+    const auto value = [&] {
+      p.graph.forward(p.weights, p.scheme, p.x.data(), kTokens, y.data(), map.data());
+      return dot(map, weigh);
+    };
+    value();
+    CHECK(y == p.forward(p.weights, p.x));
+    for (int64_t t = 0; t < kTokens; ++t) {
+      const auto row = std::span(map).subspan(size_t(t * kTokens), kTokens);
+      CHECK(dot(row, std::vector<float>(kTokens, 1.0f)) == doctest::Approx(1).epsilon(1e-5));
+      CHECK(largest(row.subspan(size_t(t) + 1)) == 0);
+    }
+    BlockWeights g = BlockGraph::of_shape(p.weights);
+    value();
+    p.graph.backward(p.weights, none.data(), g, dx.data(), weigh.data());
+    for (const char* name : {"q", "k"}) {
+      CAPTURE(name);
+      const std::span<float> tensor = p.weights.linears.at(name).weight.values();
+      const std::span<float> gradient = g.linears.at(name).weight.values();
+      const std::vector<float> before(tensor.begin(), tensor.end());
+      const double length = std::sqrt(dot(gradient, gradient));
+      double sides[2];
+      for (int side = 0; side < 2; ++side) {
+        for (size_t i = 0; i < tensor.size(); ++i) {
+          tensor[i] = before[i] + (side == 0 ? 1e-2f : -1e-2f) * gradient[i] / float(length);
+        }
+        sides[side] = value();
+      }
+      std::copy(before.begin(), before.end(), tensor.begin());
+      CHECK((sides[0] - sides[1]) / 2e-2 == doctest::Approx(length).epsilon(3e-3));
+    }
+  }
+}
+
 TEST_CASE("without dx, linears get the same gradients") {
   for (const ModelConfig& config : test::variant_configs()) {
     Problem p(config, "w4a8q6kv8");

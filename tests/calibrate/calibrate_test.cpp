@@ -34,7 +34,7 @@ calibrate::Options options_of(const fs::path& in, const fs::path& out, const cha
   if (o.method == "owq") o.weak_columns = 4;
   if (o.method == "smoothquant") o.smooth = true;
   o.learning.epochs = 2;
-  o.learning.transform = o.scheme.activation_bits < 16;
+  o.learning.transform = o.method == "abq" || o.scheme.activation_bits < 16;
   return o;
 }
 
@@ -61,7 +61,8 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
          {std::pair("rtn", "w4a16g32"), std::pair("smoothquant", "w4a8"),
           std::pair("gptq", "w3a16g64"), std::pair("owq", "w3a16"), std::pair("awrq", "w4a8t"),
           std::pair("act-only", "w16a8"), std::pair("omniquant", "w3a16g64"),
-          std::pair("omniquant", "w4a4q4kv4"), std::pair("omniquant", "w3sa8t")}) {
+          std::pair("omniquant", "w4a4q4kv4"), std::pair("omniquant", "w3sa8t"),
+          std::pair("abq", "w2*a8")}) {
       const auto o = options_of(dir / "in.oq", dir / "out.oq", method, scheme);
       CAPTURE(o.method);
       const auto result = calibrate::calibrate(o);
@@ -76,6 +77,7 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
       if (o.method == "act-only") continue;
       const TensorInfo& q = file->tensor("blocks.0.q");
       CHECK(q.kind == Kind::packed);
+      CHECK(q.packing.five_levels == o.scheme.five_levels);
       CHECK(q.packing.weak_columns == (o.method == "owq" ? 4 : 0));
       for (const auto& l : result.linears) CHECK(l.weight_error < 0.6);
     }
@@ -136,14 +138,12 @@ TEST_CASE("learning lowers the loss of every block, in every variant") {
     test::TinyOq tiny;
     tiny.config = config;
     test::make_tiny_oq(dir / "in.oq", tiny);
-    for (const bool transform : {false, true}) {
-      CAPTURE(transform);
-      auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w3a16");
+    for (const char* method : {"omniquant", "abq"}) {
+      CAPTURE(method);
+      auto o = options_of(dir / "in.oq", dir / "out.oq", method, "w3a16");
       o.learning.epochs = 20;
       o.learning.clip_rate = 0.1;    // steps of 2 % of a range, against the noise of few weights
       o.learning.batch = o.windows;  // every step is one of the whole text
-      o.learning.transform = transform;
-      o.learning.aug_loss = transform;
       const auto result = calibrate::calibrate(o);
       REQUIRE(result.losses.size() == size_t(config.blocks));
       for (const auto& losses : result.losses) {

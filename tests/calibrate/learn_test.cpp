@@ -162,6 +162,49 @@ TEST_CASE("the squared error is the mean, and its gradient adds up") {
   CHECK(d[7] == doctest::Approx(0.5 + 0.25 * 2 * double(y[7] - target[7]) / 3000));
 }
 
+TEST_CASE("losses have the gradients that finite differences say") {
+  constexpr int64_t kRows = 6, kCols = 40;
+  const std::vector<float> target = normals(kRows * kCols, 2);
+  std::vector<float> y = normals(kRows * kCols, 3);
+  for (size_t i = 0; i < y.size(); ++i) y[i] = 0.5f * y[i] + target[i];
+  const auto check = [&](std::vector<float>& x, const auto& loss) {
+    std::vector<float> d(x.size(), 0.25f), unused(x.size());
+    const double value = loss(x, d);
+    CHECK(value > 0);
+    for (size_t i = 0; i < x.size(); i += 7) {
+      CAPTURE(i);
+      const float before = x[i], step = std::max(1e-3f, 1e-3f * std::fabs(before));
+      x[i] = before + step;
+      const double up = loss(x, unused), above = x[i];
+      x[i] = before - step;
+      const double down = loss(x, unused), below = x[i];
+      x[i] = before;
+      CHECK(double(d[i]) - 0.25 ==
+            doctest::Approx((up - down) / (above - below)).epsilon(0.01).scale(0.001));
+    }
+  };
+  check(y, [&](const std::vector<float>& x, std::vector<float>& d) {
+    return log_cosine(x, target, kCols, 0.5, d);
+  });
+  constexpr int64_t kTokens = 12;  // rows of probabilities, below the diagonal
+  std::vector<float> p(kTokens * kTokens), q = p;
+  for (std::vector<float>* map : {&p, &q}) {
+    const std::vector<float> scores = normals(p.size(), map == &p ? 4 : 5);
+    for (int64_t t = 0; t < kTokens; ++t) {
+      float sum = 0;
+      for (int64_t j = 0; j <= t; ++j) sum += std::exp(scores[size_t(t * kTokens + j)]);
+      for (int64_t j = 0; j <= t; ++j) {
+        (*map)[size_t(t * kTokens + j)] = std::exp(scores[size_t(t * kTokens + j)]) / sum;
+      }
+    }
+  }
+  check(p, [&](const std::vector<float>& x, std::vector<float>& d) {
+    return map_divergence(x, q, kTokens, 0.5, d);
+  });
+  std::vector<float> unused(p.size());
+  CHECK(map_divergence(q, q, kTokens, 1, unused) == 0);
+}
+
 TEST_CASE("AdamW's first steps are those of the paper's formulas") {
   std::vector<float> x = {1, -2, 0.02f}, g = {0.5f, -3, 4};
   AdamW adam;

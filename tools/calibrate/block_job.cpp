@@ -22,9 +22,9 @@ void BlockJob::progress(double done, std::string_view what) const {
                      fmt::format("block {} of {}, {}", index_ + 1, config().blocks, what));
 }
 
-std::unique_ptr<HiddenStates> BlockJob::states_like_inputs() const {
+std::unique_ptr<HiddenStates> BlockJob::states(int64_t width) const {
   const uint64_t limit = hidden_.on_disk() ? 0 : std::numeric_limits<uint64_t>::max();
-  return std::make_unique<HiddenStates>(hidden_.windows(), hidden_.tokens(), config().hidden, limit,
+  return std::make_unique<HiddenStates>(hidden_.windows(), hidden_.tokens(), width, limit,
                                         std::filesystem::absolute(options_.output).parent_path());
 }
 

@@ -46,11 +46,12 @@ class BlockJob {
   /// the unquantized model: [tokens][hidden] of a window. PRECOND of target: there are targets.
   std::span<const float> input(int64_t window) const { return hidden_.window(window); }
   std::span<const float> target(int64_t window) const { return targets_->window(window); }
-  /// Zeros in the shape of the inputs of all windows, in memory or on disk as they are.
-  std::unique_ptr<HiddenStates> states_like_inputs() const;
+  /// Zeros [windows][tokens][width], in memory or on disk as the inputs are.
+  std::unique_ptr<HiddenStates> states(int64_t width) const;
   BlockWeights& weights() { return weights_; }
   const std::map<std::string, Done>& done() const { return done_; }
 
+  int64_t index() const { return index_; }
   /// "blocks.3.q"
   std::string full_name(const std::string& name) const;
   void notice(const std::string& text) const;

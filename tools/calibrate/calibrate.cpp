@@ -32,7 +32,7 @@ std::string options_text(const Options& o) {
   if (o.static_groups) t += " --static-groups";
   if (o.true_sequential) t += " --true-sequential";
   t += fmt::format(" --damp {}", o.damp);
-  if (o.method == "omniquant") {
+  if (learns(o.method)) {
     const Learning& l = o.learning;
     t +=
         fmt::format(" --epochs {} --batch-size {}{}", l.epochs, l.batch, l.clip ? "" : " --no-lwc");

@@ -85,25 +85,26 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
 
 void add_learning_flags(CLI::App& app, Arguments& a) {
   calibrate::Learning& l = a.options.learning;
-  app.add_option("--epochs", l.epochs, "omniquant: times through the windows, for each block")
+  app.add_option("--epochs", l.epochs, "omniquant, abq: times through the windows, for each block")
       ->check(CLI::Range(0, 10000))
       ->capture_default_str();
-  app.add_option("--batch-size", l.batch, "omniquant: windows to a step")
+  app.add_option("--batch-size", l.batch, "omniquant, abq: windows to a step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_flag("--lwc,!--no-lwc", l.clip, "omniquant: learn clipping of weights (the default)");
+  app.add_flag("--lwc,!--no-lwc", l.clip,
+               "omniquant, abq: learn clipping of weights (the default)");
   a.transform = app.add_flag("--let,!--no-let", l.transform,
-                             "omniquant: learn equivalent transformations; the default where "
-                             "activations are quantized");
+                             "omniquant, abq: learn equivalent transformations; the default where "
+                             "activations are quantized, and of abq");
   const auto rate = [&](const char* name, double& value, const char* what) {
     app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
-  rate("--lwc-lr", l.clip_rate, "omniquant: learning rate of clipping");
-  rate("--let-lr", l.transform_rate, "omniquant: learning rate of transformations");
+  rate("--lwc-lr", l.clip_rate, "omniquant, abq: learning rate of clipping");
+  rate("--let-lr", l.transform_rate, "omniquant, abq: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
                "omniquant: learn also towards the full-precision block on the quantized one's "
                "inputs");
-  app.add_flag("--faithful", l.faithful, "omniquant: as the paper's own code does it");
+  app.add_flag("--faithful", l.faithful, "omniquant, abq: as the paper's own code does it");
 }
 
 void print_text(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
@@ -172,14 +173,15 @@ void run(Arguments& a) {
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
   const bool searches = o.method == "gptq" || o.method == "owq" || o.method == "awrq" ||
-                        (o.method == "omniquant" && !o.learning.faithful);
+                        (calibrate::learns(o.method) && !o.learning.faithful);
   const bool mse = a.tuning.empty() ? searches : a.tuning == "mse";
   o.weak_bf16 = a.weak_type == "bf16";
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
   if (a.transform->count() == 0) {
     const Scheme& s = o.scheme;
-    o.learning.transform = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+    o.learning.transform =
+        o.method == "abq" || s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
   }
   if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
     throw tool::usage_error("--method owq needs --target-bits or --weak-columns");

@@ -12,7 +12,7 @@
 
 namespace oq::calibrate {
 
-/// How a block is learned (OmniQuant).
+/// How a block is learned (OmniQuant, ABQ).
 struct Learning {
   int64_t epochs = 10;
   int64_t batch = 1;        ///< windows to a step
@@ -21,8 +21,11 @@ struct Learning {
   double clip_rate = 3e-2;  ///< AdamW's; the paper's 1e-2 is for 16 times the steps
   double transform_rate = 5e-3;
   bool aug_loss = false;  ///< also towards the full-precision block on the quantized block's inputs
-  bool faithful = false;  ///< as the reference's code does it where it differs (methods/omniquant)
+  bool faithful = false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
 };
+
+/// Whether a method is one of those that do.
+bool learns(std::string_view method);
 
 /// What a user may ask for. Names are those of the flags.
 struct Options {

@@ -24,12 +24,14 @@ class AttentionGraph {
   AttentionGraph(const ModelConfig& config, const std::vector<float>& alibi)
       : c_(config), alibi_(alibi) {}
 
-  /// out [tokens][q_width].
-  void forward(ThreadPool& pool, const Heads& x, int64_t tokens, float* out);
+  /// out [tokens][q_width]. `map`, where it is not null: [tokens][tokens], the mean of all heads'
+  /// softmax, 0 where a token sees nothing.
+  void forward(ThreadPool& pool, const Heads& x, int64_t tokens, float* out, float* map = nullptr);
 
-  /// Of the last `forward`, with its x and `out`: d_out -> d, which is overwritten.
+  /// Of the last `forward`, with its x and `out`: d_out, and d_map where it is not null, -> d,
+  /// which is overwritten.
   void backward(ThreadPool& pool, const Heads& x, int64_t tokens, const float* out,
-                const float* d_out, Heads& d);
+                const float* d_out, const float* d_map, Heads& d);
 
  private:
   static constexpr int64_t kTile = 64;  ///< queries
@@ -43,8 +45,11 @@ class AttentionGraph {
   void scores(const Tile& tile, const Heads& x, float* s) const;
   void mask(const Tile& tile, int64_t query, float* row, float fill) const;
   void forward_tile(const Tile& tile, const Heads& x, float* s, float* out);
+  void add_to_map(const Tile& tile, const float* p, int64_t tokens, float* map) const;
+  void score_gradients(const Tile& tile, int64_t tokens, const float* out, const float* d_out,
+                       const float* d_map, float* p, float* dp) const;
   void backward_tile(const Tile& tile, const Heads& x, const float* out, const float* d_out,
-                     float* s, Heads& d);
+                     const float* d_map, float* s, Heads& d);
 
   const ModelConfig& c_;
   const std::vector<float>& alibi_;

@@ -101,7 +101,7 @@ void BlockGraph::attend(const BlockWeights& w, const float* x, float* out) {
   const bool quantizes = query_.active() || cache_.active();
   if (quantizes) quantize_heads();
   attended_.resize(size_t(tokens_ * c.q_width()));
-  attention_.forward(pool_, quantizes ? quantized_ : heads_, tokens_, attended_.data());
+  attention_.forward(pool_, quantizes ? quantized_ : heads_, tokens_, attended_.data(), map_);
   o_.forward(pool_, w.linears.at("o"), per_tensor, attended_.data(), tokens_, out, c.hidden);
 }
 
@@ -116,7 +116,7 @@ void BlockGraph::attend_backward(const BlockWeights& w, const float* d_out, Bloc
   linear("o", o_, d_out, c.hidden, d_attended_.data());
   const bool quantizes = query_.active() || cache_.active();
   attention_.backward(pool_, quantizes ? quantized_ : heads_, tokens_, attended_.data(),
-                      d_attended_.data(), d_heads_);
+                      d_attended_.data(), d_map_, d_heads_);
   const auto through = [&](const ActivationQuantizer& q, const std::vector<float>& x,
                            std::vector<float>& d) {
     if (!q.active()) return;
@@ -144,10 +144,11 @@ void BlockGraph::mlp_backward(const BlockWeights& w, const float* d_out, BlockWe
 }
 
 void BlockGraph::forward(const BlockWeights& w, const Scheme& scheme, const float* x,
-                         int64_t tokens, float* y) {
+                         int64_t tokens, float* y, float* map) {
   const ModelConfig& c = config_;
   const auto size = size_t(tokens * c.hidden);
   x_ = x;
+  map_ = map;
   tokens_ = tokens;
   context_.per_tensor = scheme.per_tensor;
   query_ = {.bits = scheme.query_bits};
@@ -181,8 +182,9 @@ void BlockGraph::backward_post_norm(const BlockWeights& w, const float* dy, Bloc
 }
 
 void BlockGraph::backward(const BlockWeights& w, const float* dy, BlockWeights& gradients,
-                          float* dx) {
+                          float* dx, const float* d_map) {
   const ModelConfig& c = config_;
+  d_map_ = d_map;
   if (c.post_norm) return backward_post_norm(w, dy, gradients, dx);
   const auto size = size_t(tokens_ * c.hidden);
   const bool through = dx != nullptr || !c.parallel;  // gradients of the MLP's input are wanted

@@ -23,13 +23,15 @@ class BlockGraph {
 
   /// y [tokens][hidden] = block(x). Activations, q and KV are quantized as `scheme` says, inputs
   /// of linears as each linear says. x and y must live until `backward`, and are not the same.
+  /// `map`, where it is not null, is AttentionGraph's.
   void forward(const BlockWeights& w, const Scheme& scheme, const float* x, int64_t tokens,
-               float* y);
+               float* y, float* map = nullptr);
 
   /// Of the last `forward`, with its weights: adds to `gradients` (of_shape), and writes dx
   /// [tokens][hidden]. With a null dx, what comes before q, k and v gets no gradient, nor does a
   /// norm that MLP and attention stand side by side behind.
-  void backward(const BlockWeights& w, const float* dy, BlockWeights& gradients, float* dx);
+  void backward(const BlockWeights& w, const float* dy, BlockWeights& gradients, float* dx,
+                const float* d_map = nullptr);
 
   /// Zeros in the shape of a block's weights.
   static BlockWeights of_shape(const BlockWeights& w);
@@ -60,6 +62,8 @@ class BlockGraph {
 
   const float* x_ = nullptr;  ///< of the last forward
   int64_t tokens_ = 0;
+  float* map_ = nullptr;
+  const float* d_map_ = nullptr;
   Heads heads_, quantized_, d_heads_;
   std::vector<float> normed_, mlp_normed_, attended_, attention_out_, mlp_out_, between_, sum_;
   std::vector<float> d_attended_, d_normed_, d_between_, d_sum_;

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "tools/calibrate/learn/loss.h"
+#include "tools/calibrate/learn/vector_math.h"
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/hessian.h"
 
@@ -14,6 +15,8 @@ namespace oq::calibrate {
 namespace {
 
 using Where = Pair::Use::Where;
+
+constexpr double kCompensationRate = 1e-2;  ///< ABQ's
 
 /// The linear that speaks for a pair in the reference's initialization.
 bool represents(const std::string& linear) {
@@ -54,8 +57,27 @@ void round_to_f16(BlockWeights& w) {
 
 }  // namespace
 
-BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph)
-    : job_(job), options_(job.options()), graph_(graph), original_(job.weights()) {
+void BlockLearner::Learned::compensate(ThreadPool& pool, const Matrix& w) {
+  pool.parallel_for(w.rows(), 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* from = w.row(r).data();
+      float* to = compensated.row(r).data();
+      for (int64_t k = 0; k < w.cols(); ++k) to[k] = from[k] + a[size_t(r)] * b[size_t(k)];
+    }
+  });
+}
+
+void BlockLearner::Learned::compensation_backward(const Matrix& gradient) {
+  std::fill(d_b.begin(), d_b.end(), 0.0f);
+  for (int64_t r = 0; r < gradient.rows(); ++r) {
+    const float* g = gradient.row(r).data();
+    d_a[size_t(r)] = lane_sum(gradient.cols(), [&](int64_t k) { return g[k] * b[size_t(k)]; });
+    for (size_t k = 0; k < d_b.size(); ++k) d_b[k] += g[k] * a[size_t(r)];
+  }
+}
+
+BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recipe)
+    : job_(job), options_(job.options()), recipe_(recipe), graph_(graph), original_(job.weights()) {
   const Learning& o = options_.learning;
   if (o.transform) {
     const Scheme& s = options_.scheme;
@@ -92,7 +114,7 @@ void BlockLearner::run() {
       loss += batch_loss * double(end - first) / double(job_.windows());
     }
     job_.add_loss(loss);
-    job_.progress(double(epoch + 1) / double(o.epochs),
+    job_.progress(double(epoch + 1) / double(o.epochs + 1),
                   fmt::format("epoch {} of {}, loss {:.3e}", epoch + 1, o.epochs, loss));
   }
   store();
@@ -150,11 +172,18 @@ void BlockLearner::set_up_learning() {
   for (const auto& [name, l] : base().linears) {
     WeightQuantizer quantizer(l.out(), l.in(), packing_of(options_.scheme));
     const int64_t groups = quantizer.groups();
-    Learned learned{std::move(quantizer), {}, {}};
+    Learned learned{.quantizer = std::move(quantizer)};
     if (o.clip) {
       learned.clipping = search ? learned.quantizer.searched(job_.pool(), l.weight, grid)
                                 : Clipping(l.out(), groups, Clipping::kStart);
       learned.gradient = Clipping(l.out(), groups, 0);
+    }
+    if (recipe_.compensation && name.ends_with("down")) {
+      learned.a.resize(size_t(l.out()));
+      learned.b.assign(size_t(l.in()), 1.0f);
+      learned.d_a.resize(learned.a.size());
+      learned.d_b.resize(learned.b.size());
+      learned.compensated = l.weight;
     }
     learned_.emplace(name, std::move(learned));
   }
@@ -164,6 +193,8 @@ void BlockLearner::set_up_learning() {
                    o.clip_rate);
     optimizer_.add(full + ", lower clipping", l.clipping.lower.values(), l.gradient.lower.values(),
                    o.clip_rate);
+    optimizer_.add(full + ", compensation", l.a, l.d_a, kCompensationRate);
+    optimizer_.add(full + ", compensation", l.b, l.d_b, kCompensationRate);
   }
   if (!transforms()) return;
   for (size_t i = 0; i < transformation_->pairs().size(); ++i) {
@@ -178,12 +209,23 @@ void BlockLearner::set_up_learning() {
 void BlockLearner::make_targets() {
   const auto size = size_t(job_.tokens() * job_.config().hidden);
   for (auto* v : {&output_, &d_output_, &d_input_}) v->resize(size);
-  if (!options_.learning.aug_loss) return;
-  own_targets_ = job_.states_like_inputs();
+  const auto map_size = size_t(job_.tokens() * job_.tokens());
+  if (recipe_.attention) {
+    maps_ = job_.states(job_.tokens());
+    for (auto* v : {&map_, &d_map_}) v->resize(map_size);
+  }
+  if (recipe_.own_targets) own_targets_ = job_.states(job_.config().hidden);
+  if (!own_targets_ && !maps_) return;
   for (int64_t w = 0; w < job_.windows(); ++w) {
     graph_.forward(original_, {}, job_.input(w).data(), job_.tokens(),
-                   own_targets_->window(w).data());
+                   own_targets_ ? own_targets_->window(w).data() : output_.data(),
+                   maps_ ? maps_->window(w).data() : nullptr);
   }
+}
+
+/// What becomes codes.
+const Matrix& BlockLearner::source(const std::string& name, const Learned& learned) const {
+  return learned.a.empty() ? base().linears.at(name).weight : learned.compensated;
 }
 
 /// executed_ from what was learned so far.
@@ -196,8 +238,10 @@ void BlockLearner::make_weights() {
     const LinearWeights& from = base().linears.at(name);
     LinearWeights& to = executed_.linears.at(name);
     to.bias = from.bias;
+    if (!learned.a.empty()) learned.compensate(job_.pool(), from.weight);
+    const Matrix& w = source(name, learned);
     with_place(job_.full_name(name), [&, &learned = learned] {
-      learned.quantizer.forward(job_.pool(), from.weight, learned.clipping, to.weight);
+      learned.quantizer.forward(job_.pool(), w, learned.clipping, to.weight);
     });
   }
 }
@@ -210,8 +254,11 @@ double BlockLearner::learn_from(int64_t first, int64_t end) {
   for (int64_t w = first; w < end; ++w) loss += learn_window(w, 1.0 / double(end - first));
   if (!std::isfinite(loss)) return loss;
   for (auto& [name, learned] : learned_) {
-    learned.quantizer.backward(job_.pool(), base().linears.at(name).weight, learned.clipping,
-                               gradients_.linears.at(name).weight, learned.gradient, transforms());
+    Matrix& gradient = gradients_.linears.at(name).weight;
+    const bool compensated = !learned.a.empty();
+    learned.quantizer.backward(job_.pool(), source(name, learned), learned.clipping, gradient,
+                               learned.gradient, transforms() || compensated);
+    if (compensated) learned.compensation_backward(gradient);
   }
   if (transforms()) transformation_->backward(job_.pool(), folded_, gradients_);
   optimizer_.step();
@@ -220,14 +267,22 @@ double BlockLearner::learn_from(int64_t first, int64_t end) {
 
 double BlockLearner::learn_window(int64_t window, double share) {
   graph_.forward(executed_, options_.scheme, job_.input(window).data(), job_.tokens(),
-                 output_.data());
+                 output_.data(), maps_ ? map_.data() : nullptr);
   std::fill(d_output_.begin(), d_output_.end(), 0.0f);
-  double loss = squared_error(output_, job_.target(window), share, d_output_);
-  if (own_targets_) {
-    loss += squared_error(output_, std::as_const(*own_targets_).window(window), share, d_output_);
+  std::fill(d_map_.begin(), d_map_.end(), 0.0f);
+  double loss = towards(job_.target(window), share);
+  if (own_targets_) loss += towards(own_targets_->window(window), share);
+  if (maps_) loss += map_divergence(map_, maps_->window(window), job_.tokens(), share, d_map_);
+  graph_.backward(executed_, d_output_.data(), gradients_, transforms() ? d_input_.data() : nullptr,
+                  maps_ ? d_map_.data() : nullptr);
+  return loss;
+}
+
+double BlockLearner::towards(std::span<const float> target, double share) {
+  double loss = squared_error(output_, target, share, d_output_);
+  if (recipe_.cosine) {
+    loss += log_cosine(output_, target, job_.config().hidden, share, d_output_);
   }
-  graph_.backward(executed_, d_output_.data(), gradients_,
-                  transforms() ? d_input_.data() : nullptr);
   return loss;
 }
 
@@ -236,12 +291,13 @@ void BlockLearner::store() {
   if (options_.learning.faithful && transforms()) {  // codes from weights folded in f16
     round_to_f16(folded_);
     for (auto& [name, learned] : learned_) {
-      learned.quantizer.forward(job_.pool(), folded_.linears.at(name).weight, learned.clipping,
+      if (!learned.a.empty()) learned.compensate(job_.pool(), folded_.linears.at(name).weight);
+      learned.quantizer.forward(job_.pool(), source(name, learned), learned.clipping,
                                 executed_.linears.at(name).weight);
     }
   }
   for (const auto& [name, learned] : learned_) {
-    const Matrix& w = base().linears.at(name).weight;
+    const Matrix& w = source(name, learned);
     LinearReport report{.name = job_.full_name(name), .output_error = NAN};
     report.weight_error = relative_weight_error(w, executed_.linears.at(name).weight);
     job_.store(name, learned.quantizer.finish(w), std::move(report));

@@ -13,13 +13,21 @@
 
 namespace oq::calibrate {
 
+/// What is learned from, and what is learned beside clipping and transformation.
+struct Recipe {
+  bool own_targets = false;   ///< also towards the full-precision block on the same inputs
+  bool cosine = false;        ///< log_cosine beside the squared error
+  bool attention = false;     ///< map_divergence from the full-precision block on the same inputs
+  bool compensation = false;  ///< W + a b^T before down is quantized, in this block
+};
+
 /// Learns clipping (LWC) and transformation (LET) of one block, so that the block with quantized
 /// weights and activations comes close to the full-precision one (Shao et al. 2023, eq. 1), and
 /// stores the block's linears, norms and biases. Memory: four times the block's weights, three
 /// without LET, beside what the graph keeps of one window.
 class BlockLearner {
  public:
-  BlockLearner(BlockJob& job, BlockGraph& graph);
+  BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recipe);
 
   /// Throws oq::Error that names the tensor, or epoch and window, where something is not finite.
   void run();
@@ -33,7 +41,13 @@ class BlockLearner {
   /// A linear while it learns.
   struct Learned {
     WeightQuantizer quantizer;
-    Clipping clipping, gradient;
+    Clipping clipping = {}, gradient = {};
+    // A rank-1 compensation, a [out] and b [in], or empty.
+    std::vector<float> a = {}, b = {}, d_a = {}, d_b = {};
+    Matrix compensated = {};  ///< base() + a b^T
+
+    void compensate(ThreadPool& pool, const Matrix& w);
+    void compensation_backward(const Matrix& gradient);
   };
 
   void observe_inputs();
@@ -44,6 +58,8 @@ class BlockLearner {
   void make_weights();
   double learn_from(int64_t first, int64_t end);
   double learn_window(int64_t window, double share);
+  double towards(std::span<const float> target, double share);
+  const Matrix& source(const std::string& name, const Learned& learned) const;
   void store();
 
   bool transforms() const { return transformation_ != nullptr; }
@@ -51,6 +67,7 @@ class BlockLearner {
 
   BlockJob& job_;
   const Options& options_;
+  const Recipe recipe_;
   BlockGraph& graph_;
   const BlockWeights& original_;
   BlockWeights folded_;    ///< original_ behind LET; empty without
@@ -60,8 +77,8 @@ class BlockLearner {
   std::map<std::string, InputStats> inputs_;
   std::unique_ptr<Transformation> transformation_;
   AdamW optimizer_;
-  std::unique_ptr<HiddenStates> own_targets_;  ///< of --aug-loss: the block on these very inputs
-  std::vector<float> output_, d_output_, d_input_;
+  std::unique_ptr<HiddenStates> own_targets_, maps_;  ///< of the block on these very inputs
+  std::vector<float> output_, d_output_, d_input_, map_, d_map_;
 };
 
 }  // namespace oq::calibrate

@@ -68,12 +68,9 @@ void ExpertsGraph::choose(const GraphContext& g, const BlockWeights& w) {
   logits_.resize(size_t(tokens_ * c.experts));
   multiply(g.pool, {.m = tokens_,
                     .n = c.experts,
-                    .k = c.hidden,  //
-                    .a = x_,
-                    .a_stride = c.hidden,
-                    .b = w.router.data(),
-                    .b_stride = c.hidden,
-                    .b_transposed = true,
+                    .k = c.hidden,
+                    .a = {x_, c.hidden},
+                    .b = {w.router.data(), c.hidden, true},
                     .c = logits_.data(),
                     .c_stride = c.experts});
   for (int64_t t = 0; t < tokens_; ++t) {
@@ -152,23 +149,18 @@ void ExpertsGraph::backward(const GraphContext& g, const BlockWeights& w, const 
   each([](float p, float& dp, float sum) { dp = p * (dp - sum); });
   multiply(g.pool, {.m = c.experts,
                     .n = c.hidden,
-                    .k = tokens_,  //
-                    .a = d_logits_.data(),
-                    .a_stride = c.experts,
-                    .a_transposed = true,
-                    .b = x_,
-                    .b_stride = c.hidden,
+                    .k = tokens_,
+                    .a = {d_logits_.data(), c.experts, true},
+                    .b = {x_, c.hidden},
                     .c = gradients.router.data(),
                     .c_stride = c.hidden,
                     .add = true});
   if (dx == nullptr) return;
   multiply(g.pool, {.m = tokens_,
                     .n = c.hidden,
-                    .k = c.experts,  //
-                    .a = d_logits_.data(),
-                    .a_stride = c.experts,
-                    .b = w.router.data(),
-                    .b_stride = c.hidden,
+                    .k = c.experts,
+                    .a = {d_logits_.data(), c.experts},
+                    .b = {w.router.data(), c.hidden},
                     .c = dx,
                     .c_stride = c.hidden,
                     .add = true});

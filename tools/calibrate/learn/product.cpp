@@ -10,9 +10,10 @@ namespace oq::calibrate {
 
 void multiply(const Product& p) {
   if (p.m == 0 || p.n == 0) return;
-  cblas_sgemm(CblasRowMajor, p.a_transposed ? CblasTrans : CblasNoTrans,
-              p.b_transposed ? CblasTrans : CblasNoTrans, int(p.m), int(p.n), int(p.k), 1.0f, p.a,
-              int(p.a_stride), p.b, int(p.b_stride), p.add ? 1.0f : 0.0f, p.c, int(p.c_stride));
+  cblas_sgemm(CblasRowMajor, p.a.transposed ? CblasTrans : CblasNoTrans,
+              p.b.transposed ? CblasTrans : CblasNoTrans, int(p.m), int(p.n), int(p.k), 1.0f,
+              p.a.data, int(p.a.stride), p.b.data, int(p.b.stride), p.add ? 1.0f : 0.0f, p.c,
+              int(p.c_stride));
 }
 
 void multiply(ThreadPool& pool, const Product& p) {
@@ -23,7 +24,7 @@ void multiply(ThreadPool& pool, const Product& p) {
     for (int64_t s = begin; s < end; ++s) {
       Product part = p;
       part.m = std::min(slab, p.m - s * slab);
-      part.a += s * slab * (p.a_transposed ? 1 : p.a_stride);
+      part.a.data += s * slab * (p.a.transposed ? 1 : p.a.stride);
       part.c += s * slab * p.c_stride;
       multiply(part);
     }

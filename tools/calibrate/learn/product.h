@@ -10,13 +10,13 @@ namespace oq::calibrate {
 /// Strides are floats from one stored row to the next. The one door to BLAS for everything that
 /// learns: another implementation, on a device, would take its place here.
 struct Product {
+  struct Operand {
+    const float* data;
+    int64_t stride;
+    bool transposed = false;  ///< it is stored as its own transpose
+  };
   int64_t m, n, k;
-  const float* a;
-  int64_t a_stride;
-  bool a_transposed = false;  ///< A is stored as [k][m]
-  const float* b;
-  int64_t b_stride;
-  bool b_transposed = false;  ///< B is stored as [n][k]
+  Operand a, b;
   float* c;
   int64_t c_stride;
   bool add = false;

@@ -30,6 +30,6 @@ std::vector<std::string_view> method_names();
 
 std::unique_ptr<Method> make_rounding(const Options& options);
 std::unique_ptr<Method> make_hessian_method(const Options& options);
-std::unique_ptr<Method> make_omniquant(const Options& options);
+std::unique_ptr<Method> make_learner(const Options& options);
 
 }  // namespace oq::calibrate
