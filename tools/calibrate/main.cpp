@@ -32,7 +32,7 @@ struct Arguments {
   std::string scheme, tuning, report, weak_type = "f16", perplexity;
   int64_t max_windows = 20;
   bool json = false, quiet = false;
-  CLI::Option* transform = nullptr;  ///< --let, which has no fixed default
+  CLI::Option *transform = nullptr, *clip_rate = nullptr;  ///< whose defaults are not fixed
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -97,9 +97,9 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
                              "omniquant, abq: learn equivalent transformations; the default where "
                              "activations are quantized, and of abq");
   const auto rate = [&](const char* name, double& value, const char* what) {
-    app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
+    return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
-  rate("--lwc-lr", l.clip_rate, "omniquant, abq: learning rate of clipping");
+  a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq: learning rate of clipping");
   rate("--let-lr", l.transform_rate, "omniquant, abq: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
                "omniquant: learn also towards the full-precision block on the quantized one's "
@@ -169,6 +169,20 @@ calibrate::Measured measure(const Arguments& a, const std::string& text) {
   return m;
 }
 
+/// Defaults that depend on other flags.
+void settle_learning(Arguments& a) {
+  calibrate::Options& o = a.options;
+  if (o.learning.faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
+  if (a.transform->count() == 0) {
+    const Scheme& s = o.scheme;
+    o.learning.transform =
+        o.method == "abq" || s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+  }
+  if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
+    throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");
+  }
+}
+
 void run(Arguments& a) {
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
@@ -178,11 +192,7 @@ void run(Arguments& a) {
   o.weak_bf16 = a.weak_type == "bf16";
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
-  if (a.transform->count() == 0) {
-    const Scheme& s = o.scheme;
-    o.learning.transform =
-        o.method == "abq" || s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
-  }
+  settle_learning(a);
   if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
     throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
   }

@@ -111,7 +111,7 @@ std::string loss_curve(const std::vector<double>& losses) {
   return fmt::format(
       "<svg style=\"width:{0}px;height:{1}px\" viewBox=\"0 0 {0} {1}\">"
       "<polyline fill=\"none\" stroke=\"{2}\" stroke-width=\"1.5\" points=\"{3}\"/></svg>",
-      kWidth, kHeight + 2, kColours[0], points);
+      kWidth, kHeight + 2, kChartColours[0], points);
 }
 
 std::string loss_table(const Result& r) {

@@ -84,7 +84,8 @@ BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recip
     const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
     transformation_ = std::make_unique<Transformation>(
         job.config(), original_,
-        Transformation::Kinds{.shifts = activations, .free_rope = o.faithful, .down = !o.faithful});
+        Transformation::Kinds{
+            .shifts = activations, .free_rope = o.faithful, .down = recipe_.down});
     folded_ = original_;
   }
   executed_ = original_;
@@ -288,7 +289,7 @@ double BlockLearner::towards(std::span<const float> target, double share) {
 
 void BlockLearner::store() {
   make_weights();
-  if (options_.learning.faithful && transforms()) {  // codes from weights folded in f16
+  if (recipe_.f16_folds && transforms()) {
     round_to_f16(folded_);
     for (auto& [name, learned] : learned_) {
       if (!learned.a.empty()) learned.compensate(job_.pool(), folded_.linears.at(name).weight);

@@ -19,6 +19,8 @@ struct Recipe {
   bool cosine = false;        ///< log_cosine beside the squared error
   bool attention = false;     ///< map_divergence from the full-precision block on the same inputs
   bool compensation = false;  ///< W + a b^T before down is quantized, in this block
+  bool down = true;           ///< LET: up -> down
+  bool f16_folds = false;     ///< LET: codes are chosen from folded weights in f16
 };
 
 /// Learns clipping (LWC) and transformation (LET) of one block, so that the block with quantized

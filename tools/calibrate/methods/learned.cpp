@@ -1,8 +1,8 @@
 /// The methods that learn, block by block.
 ///
 /// OmniQuant (Shao et al. 2023): learned weight clipping, and with --let learned equivalent
-/// transformations. Beyond the paper's code, transformations also serve grouped
-/// queries, experts, Falcon's one norm for two parts, and up -> down (learn/transformation.h).
+/// transformations. Beyond the paper's code, transformations also serve grouped queries, experts,
+/// Falcon's one norm for two parts, and up -> down (learn/transformation.h).
 ///
 /// ABQ (Zeng et al. 2024): the same, and towards the full-precision block on the quantized inputs
 /// too, with the cosine of outputs and the divergence of attention maps beside the squared errors;
@@ -10,9 +10,10 @@
 /// Its five levels are a scheme, w2*. Attention maps are compared to those of the full-precision
 /// block on the same inputs, where the reference has those of the full-precision model.
 ///
-/// --faithful keeps to that code where it differs and a file can express it: no up -> down, q and k
-/// scaled by dimension under RoPE (which is no equivalence), scales started from one linear of each
-/// pair and the first query head of a group, and codes chosen from weights folded in f16.
+/// --faithful keeps to their code where it differs and a file can express it: q and k scaled by
+/// dimension under RoPE (which is no equivalence), scales started from one linear of each pair and
+/// the first query head of a group; and for OmniQuant no up -> down, and codes chosen from weights
+/// folded in f16.
 
 #include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/method.h"
@@ -45,7 +46,9 @@ class Learner final : public Method {
             .cosine = abq_,
             .attention = abq_,
             .compensation =
-                abq_ && o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks)};
+                abq_ && o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks),
+            .down = abq_ || !o.faithful,
+            .f16_folds = !abq_ && o.faithful};
   }
 
   bool abq_;
