@@ -94,8 +94,8 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
   app.add_flag("--lwc,!--no-lwc", l.clip,
                "omniquant, abq: learn clipping of weights (the default)");
   a.transform = app.add_flag("--let,!--no-let", l.transform,
-                             "omniquant, abq: learn equivalent transformations; the default where "
-                             "activations are quantized, and of abq");
+                             "omniquant, abq: learn equivalent transformations (the default, but "
+                             "for omniquant --faithful where only weights are quantized)");
   const auto rate = [&](const char* name, double& value, const char* what) {
     return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
@@ -175,8 +175,8 @@ void settle_learning(Arguments& a) {
   if (o.learning.faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
   if (a.transform->count() == 0) {
     const Scheme& s = o.scheme;
-    o.learning.transform =
-        o.method == "abq" || s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+    const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+    o.learning.transform = o.method == "abq" || !o.learning.faithful || activations;
   }
   if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
     throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");

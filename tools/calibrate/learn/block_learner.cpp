@@ -96,7 +96,10 @@ BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recip
 void BlockLearner::run() {
   if (transforms()) {
     observe_inputs();
-    for (Pair& pair : transformation_->pairs()) start_pair(pair);
+    const bool balances = options_.scheme.activation_bits < 16 || options_.learning.faithful;
+    for (Pair& pair : transformation_->pairs()) {
+      if (balances) start_pair(pair);  // otherwise 1: there is nothing to move out of activations
+    }
   }
   set_up_learning();
   make_targets();
