@@ -33,10 +33,19 @@ calibrate::Options options_of(const fs::path& in, const fs::path& out, const cha
   o.threads = 2;
   if (o.method == "owq") o.weak_columns = 4;
   if (o.method == "smoothquant") o.smooth = true;
+  o.learning.epochs = 2;
+  o.learning.transform = o.method == "abq" || o.scheme.activation_bits < 16;
   return o;
 }
 
 std::string bytes_of(const fs::path& path) { return test::read_file(path); }
+
+/// Of what a file computes with; its options are metadata.
+std::vector<uint32_t> tensor_crcs(const fs::path& path) {
+  std::vector<uint32_t> crcs;
+  for (const TensorInfo& t : File::open(path)->tensors()) crcs.push_back(t.crc);
+  return crcs;
+}
 
 std::string refusal(const calibrate::Options& o) {
   try {
@@ -58,7 +67,9 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
     for (const auto& [method, scheme] :
          {std::pair("rtn", "w4a16g32"), std::pair("smoothquant", "w4a8"),
           std::pair("gptq", "w3a16g64"), std::pair("owq", "w3a16"), std::pair("awrq", "w4a8t"),
-          std::pair("act-only", "w16a8")}) {
+          std::pair("act-only", "w16a8"), std::pair("omniquant", "w3a16g64"),
+          std::pair("omniquant", "w4a4q4kv4"), std::pair("omniquant", "w3sa8t"),
+          std::pair("abq", "w2*a8")}) {
       const auto o = options_of(dir / "in.oq", dir / "out.oq", method, scheme);
       CAPTURE(o.method);
       const auto result = calibrate::calibrate(o);
@@ -73,6 +84,7 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
       if (o.method == "act-only") continue;
       const TensorInfo& q = file->tensor("blocks.0.q");
       CHECK(q.kind == Kind::packed);
+      CHECK(q.packing.five_levels == o.scheme.five_levels);
       CHECK(q.packing.weak_columns == (o.method == "owq" ? 4 : 0));
       for (const auto& l : result.linears) CHECK(l.weight_error < 0.6);
     }
@@ -84,7 +96,8 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
   test::TinyOq tiny;
   tiny.config.blocks = 4;
   test::make_tiny_oq(dir / "in.oq", tiny);
-  for (const auto& [method, scheme] : {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8")}) {
+  for (const auto& [method, scheme] :
+       {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8"), std::pair("omniquant", "w3a8")}) {
     auto o = options_of(dir / "in.oq", dir / "whole.oq", method, scheme);
     calibrate::calibrate(o);
     fs::remove(dir / "resumed.oq");
@@ -124,6 +137,77 @@ TEST_CASE("weak columns are stored in the type that was asked for") {
   const double f16 = error_of(false), bf16 = error_of(true);
   CHECK(f16 != bf16);
   CHECK(bf16 == doctest::Approx(f16).epsilon(0.02));
+}
+
+TEST_CASE("learning lowers the loss of every block, in every variant") {
+  const TempDir dir;
+  for (const ModelConfig& config : test::variant_configs()) {
+    test::TinyOq tiny;
+    tiny.config = config;
+    test::make_tiny_oq(dir / "in.oq", tiny);
+    for (const char* method : {"omniquant", "abq"}) {
+      CAPTURE(method);
+      auto o = options_of(dir / "in.oq", dir / "out.oq", method, "w3a16");
+      o.learning.epochs = 20;
+      o.learning.clip_rate = 0.1;    // steps of 2 % of a range, against the noise of few weights
+      o.learning.batch = o.windows;  // every step is one of the whole text
+      const auto result = calibrate::calibrate(o);
+      REQUIRE(result.losses.size() == size_t(config.blocks));
+      for (const auto& losses : result.losses) {
+        REQUIRE(losses.size() == 20);
+        CHECK(losses.back() < losses.front());
+      }
+    }
+  }
+}
+
+TEST_CASE("a learned file computes what was learned, in batches or not, on one thread or two") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = options_of(dir / "in.oq", dir / "a.oq", "omniquant", "w3a8q6kv6");
+  o.learning.batch = 2;
+  calibrate::calibrate(o);
+  o.output = dir / "b.oq";
+  o.threads = 1;
+  calibrate::calibrate(o);
+  CHECK(bytes_of(dir / "a.oq") == bytes_of(dir / "b.oq"));
+  o.output = dir / "c.oq";
+  o.learning.batch = 1;
+  calibrate::calibrate(o);
+  CHECK(tensor_crcs(dir / "a.oq") != tensor_crcs(dir / "c.oq"));
+}
+
+TEST_CASE("as the references do it is another result, which runs as well") {
+  const TempDir dir;
+  for (const ModelConfig& config : test::variant_configs()) {
+    test::TinyOq tiny;
+    tiny.config = config;
+    test::make_tiny_oq(dir / "in.oq", tiny);
+    for (const char* method : {"omniquant", "abq"}) {
+      auto o = options_of(dir / "in.oq", dir / "a.oq", method, "w4a8");
+      calibrate::calibrate(o);
+      o.output = dir / "b.oq";
+      o.learning.faithful = true;
+      calibrate::calibrate(o);
+      CHECK(tensor_crcs(dir / "a.oq") != tensor_crcs(dir / "b.oq"));
+      Decoder d(File::open(dir / "b.oq"), make_cpu_backend(1), {.context = 16});
+      const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
+      for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
+    }
+  }
+}
+
+TEST_CASE("a loss that is not finite says where, and what to lower") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w3a16");
+  o.learning.transform = true;
+  o.learning.transform_rate = 1e38;
+  const std::string text = refusal(o);
+  CAPTURE(text);
+  CHECK(text.find("blocks.0.") != std::string::npos);
+  CHECK(text.find("finite") != std::string::npos);
+  CHECK(text.find("--let-lr") != std::string::npos);
 }
 
 TEST_CASE("knowing the inputs beats rounding to nearest where it is measured") {
@@ -184,6 +268,18 @@ TEST_CASE("a report is one page with a chart of every type of linear") {
   CHECK(html.find("--method gptq --scheme w4a16") != std::string::npos);
   CHECK(html.find("<svg") != std::string::npos);
   CHECK(html.find("blocks.1.down") != std::string::npos);
-  CHECK(html.find("src=") == std::string::npos);  // nothing from elsewhere
+  CHECK(html.find("Loss of each block") == std::string::npos);  // nothing was learned
+  CHECK(html.find("src=") == std::string::npos);                // nothing from elsewhere
   CHECK(html.find("http") == std::string::npos);
+}
+
+TEST_CASE("a report of a learned file has the loss of every block") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  const auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w4a16");
+  const auto result = calibrate::calibrate(o);
+  calibrate::write_report(dir / "report.html", o, ModelConfig::load(*File::open(o.input)), result);
+  const std::string html = bytes_of(dir / "report.html");
+  CHECK(html.find("Loss of each block") != std::string::npos);
+  CHECK(html.find(fmt::format("{:.4g}", result.losses[1].back())) != std::string::npos);
 }

@@ -90,7 +90,7 @@ TEST_CASE("a killed run that is resumed comes to the bytes of one that was not")
 
 TEST_CASE("a weight or an input that is not finite is named") {
   const TempDir dir;
-  for (const char* method : {"rtn", "gptq", "owq", "awrq"}) {
+  for (const char* method : {"rtn", "gptq", "owq", "awrq", "omniquant"}) {
     CAPTURE(method);
     make_tiny_oq(dir / "weight.oq");
     overwrite(dir / "weight.oq", "blocks.1.up", f16{0x7e00});

@@ -63,6 +63,7 @@ class BlockRunner {
   /// `window`: the most tokens that one call takes.
   BlockRunner(std::shared_ptr<const File> file, int64_t window, int threads);
 
+  const File& file() const { return *file_; }
   const ModelConfig& config() const { return config_; }
   ThreadPool& pool() { return pool_; }
   const cpu::Kernels& kernels() const { return kernels_; }

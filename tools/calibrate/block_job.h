@@ -1,7 +1,9 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -21,10 +23,14 @@ class BlockJob {
     LinearReport report;
   };
 
+  /// `targets`: what the unquantized model has behind this block, or nullptr where the method does
+  /// not ask for it.
   BlockJob(BlockRunner& runner, const HiddenStates& hidden, const Options& options,
-           const Observer& observer, int64_t index, BlockWeights weights)
+           const Observer& observer, int64_t index, BlockWeights weights,
+           const HiddenStates* targets = nullptr)
       : runner_(runner),
         hidden_(hidden),
+        targets_(targets),
         options_(options),
         observer_(observer),
         index_(index),
@@ -33,30 +39,46 @@ class BlockJob {
   const Options& options() const { return options_; }
   const ModelConfig& config() const { return runner_.config(); }
   ThreadPool& pool() { return runner_.pool(); }
+  BlockRunner& runner() { return runner_; }
   int64_t windows() const { return hidden_.windows(); }
+  int64_t tokens() const { return hidden_.tokens(); }
+  /// What enters the block, quantized as the blocks before it are, and what is to leave it, as in
+  /// the unquantized model: [tokens][hidden] of a window. PRECOND of target: there are targets.
+  std::span<const float> input(int64_t window) const { return hidden_.window(window); }
+  std::span<const float> target(int64_t window) const { return targets_->window(window); }
+  /// Zeros [windows][tokens][width], in memory or on disk as the inputs are.
+  std::unique_ptr<HiddenStates> states(int64_t width) const;
   BlockWeights& weights() { return weights_; }
   const std::map<std::string, Done>& done() const { return done_; }
 
+  int64_t index() const { return index_; }
   /// "blocks.3.q"
   std::string full_name(const std::string& name) const;
   void notice(const std::string& text) const;
+  /// A share of this block's work is done; `what` says what comes next.
+  void progress(double done, std::string_view what) const;
 
   /// Runs every window through the block as it stands.
   void observe(const BlockRunner::Tap& tap);
 
   /// A linear is finished. The block goes on running with its old weights until `apply`.
   void store(const std::string& name, QuantizedLinear linear, LinearReport report);
+  /// For the report: the mean loss of one epoch.
+  void add_loss(double loss) { losses_.push_back(loss); }
+  const std::vector<double>& losses() const { return losses_; }
   /// From now on the block runs with what was stored so far, inputs quantized as the scheme says.
   void apply();
 
  private:
   BlockRunner& runner_;
   const HiddenStates& hidden_;
+  const HiddenStates* targets_;
   const Options& options_;
   const Observer& observer_;
   int64_t index_;
   BlockWeights weights_;
   std::map<std::string, Done> done_;
+  std::vector<double> losses_;
 };
 
 }  // namespace oq::calibrate

@@ -32,6 +32,16 @@ std::string options_text(const Options& o) {
   if (o.static_groups) t += " --static-groups";
   if (o.true_sequential) t += " --true-sequential";
   t += fmt::format(" --damp {}", o.damp);
+  if (learns(o.method)) {
+    const Learning& l = o.learning;
+    t +=
+        fmt::format(" --epochs {} --batch-size {}{}", l.epochs, l.batch, l.clip ? "" : " --no-lwc");
+    if (l.clip) t += fmt::format(" --lwc-lr {}", l.clip_rate);
+    t += l.transform ? fmt::format(" --let --let-lr {} --alpha {}", l.transform_rate, o.alpha)
+                     : " --no-let";
+    if (l.aug_loss) t += " --aug-loss";
+    if (l.faithful) t += " --faithful";
+  }
   if (o.smooth) t += fmt::format(" --smooth --alpha {} --min-scale {}", o.alpha, o.min_scale);
   return t;
 }
@@ -137,10 +147,20 @@ class Calibration {
                         needs_text_ ? o_.window : 1, config_.hidden, flight.hidden_memory_limit,
                         work.path());
     if (needs_text_) runner.embed(text_.windows, hidden.data());
+    std::unique_ptr<HiddenStates> targets;
+    if (method_->needs_targets()) {
+      targets = std::make_unique<HiddenStates>(hidden.windows(), hidden.tokens(), config_.hidden,
+                                               flight.hidden_memory_limit, work.path());
+      runner.embed(text_.windows, targets->data());
+    }
     progress(0, fmt::format("block 1 of {}", config_.blocks));  // the clock starts here
     for (int64_t b = 0; b < config_.blocks; ++b) {
-      if (b >= work.finished()) quantize(runner, hidden, work, b);
-      if (needs_text_) advance(runner, hidden, work, b);
+      if (targets) advance(runner, *targets, BlockWeights::load(*file_, config_, b), {}, b);
+      if (b >= work.finished()) quantize(runner, hidden, targets.get(), work, b);
+      // The block that follows sees what this one's file computes.
+      if (needs_text_) {
+        advance(runner, hidden, load_finished(*work.block(b), config_, o_.scheme, b), o_.scheme, b);
+      }
       progress(b + 1, fmt::format("block {} of {}", b + 1, config_.blocks));
     }
     Result result = assemble(runner, work);
@@ -158,24 +178,26 @@ class Calibration {
     if (observer_.progress) observer_.progress(double(done), double(config_.blocks), what);
   }
 
-  void quantize(BlockRunner& runner, const HiddenStates& hidden, WorkFolder& work, int64_t b) {
-    BlockJob job(runner, hidden, o_, observer_, b, BlockWeights::load(*file_, config_, b));
+  void quantize(BlockRunner& runner, const HiddenStates& hidden, const HiddenStates* targets,
+                WorkFolder& work, int64_t b) {
+    BlockJob job(runner, hidden, o_, observer_, b, BlockWeights::load(*file_, config_, b), targets);
     if (o_.smooth) smooth_block(job);
     method_->quantize(job);
     work.write(b, job, *file_);
   }
 
-  /// The block that follows sees what this one's file computes.
-  void advance(BlockRunner& runner, HiddenStates& hidden, const WorkFolder& work, int64_t b) const {
-    const BlockWeights block = load_finished(*work.block(b), config_, o_.scheme, b);
+  void advance(BlockRunner& runner, HiddenStates& hidden, const BlockWeights& block,
+               const Scheme& scheme, int64_t b) const {
     for (int64_t w = 0; w < hidden.windows(); ++w) {
       const std::span<float> x = hidden.window(w);
-      runner.forward(block, o_.scheme, x.data(), hidden.tokens());
+      runner.forward(block, scheme, x.data(), hidden.tokens());
       for (float v : x) {
         if (std::isfinite(v)) continue;
         throw Error({.what = "the block's output is not finite",
                      .where = fmt::format("blocks.{}, calibration window {}", b, w),
-                     .hint = "raise --damp, or take a scheme with more bits"});
+                     .hint = scheme.quantizes_weights()
+                                 ? "raise --damp, or take a scheme with more bits"
+                                 : "convert the checkpoint again"});
       }
     }
   }
@@ -212,6 +234,8 @@ class Calibration {
           block = work.block(index);
           const auto reports = work.reports(index);
           result.linears.insert(result.linears.end(), reports.begin(), reports.end());
+          result.losses.push_back(
+              block->metadata().get_or<std::vector<double>>("report.losses", {}));
         }
         const TensorInfo& t = block->tensor(spec.name);
         out.add(clean(t), block->data(t));

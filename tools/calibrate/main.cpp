@@ -32,6 +32,7 @@ struct Arguments {
   std::string scheme, tuning, report, weak_type = "f16", perplexity;
   int64_t max_windows = 20;
   bool json = false, quiet = false;
+  CLI::Option *transform = nullptr, *clip_rate = nullptr;  ///< whose defaults are not fixed
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -60,7 +61,8 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
       ->delimiter(',');
   app.add_flag("--paper-counts", o.paper_counts, "owq: count columns by the paper's own formula");
   app.add_option("--tuning", a.tuning,
-                 "how scales are chosen; mse is the default of gptq, owq and awrq")
+                 "how scales are chosen, or from where omniquant starts; mse is the default of "
+                 "gptq, owq, awrq and omniquant")
       ->check(CLI::IsMember({"mse", "minmax"}));
   app.add_flag("--act-order,!--no-act-order", o.act_order,
                "visit sensitive columns first (the default), or from left to right; groups stay "
@@ -79,6 +81,30 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
   app.add_option("--min-scale", o.min_scale, "smoothing: the smallest scale")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
+}
+
+void add_learning_flags(CLI::App& app, Arguments& a) {
+  calibrate::Learning& l = a.options.learning;
+  app.add_option("--epochs", l.epochs, "omniquant, abq: times through the windows, for each block")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
+  app.add_option("--batch-size", l.batch, "omniquant, abq: windows to a step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_flag("--lwc,!--no-lwc", l.clip,
+               "omniquant, abq: learn clipping of weights (the default)");
+  a.transform = app.add_flag("--let,!--no-let", l.transform,
+                             "omniquant, abq: learn equivalent transformations (the default, but "
+                             "for omniquant --faithful where only weights are quantized)");
+  const auto rate = [&](const char* name, double& value, const char* what) {
+    return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  };
+  a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq: learning rate of clipping");
+  rate("--let-lr", l.transform_rate, "omniquant, abq: learning rate of transformations");
+  app.add_flag("--aug-loss", l.aug_loss,
+               "omniquant: learn also towards the full-precision block on the quantized one's "
+               "inputs");
+  app.add_flag("--faithful", l.faithful, "omniquant, abq: as the paper's own code does it");
 }
 
 void print_text(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
@@ -143,14 +169,30 @@ calibrate::Measured measure(const Arguments& a, const std::string& text) {
   return m;
 }
 
+/// Defaults that depend on other flags.
+void settle_learning(Arguments& a) {
+  calibrate::Options& o = a.options;
+  if (o.learning.faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
+  if (a.transform->count() == 0) {
+    const Scheme& s = o.scheme;
+    const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+    o.learning.transform = o.method == "abq" || !o.learning.faithful || activations;
+  }
+  if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
+    throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");
+  }
+}
+
 void run(Arguments& a) {
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
-  const bool solves = o.method == "gptq" || o.method == "owq" || o.method == "awrq";
-  const bool mse = a.tuning.empty() ? solves : a.tuning == "mse";
+  const bool searches = o.method == "gptq" || o.method == "owq" || o.method == "awrq" ||
+                        (calibrate::learns(o.method) && !o.learning.faithful);
+  const bool mse = a.tuning.empty() ? searches : a.tuning == "mse";
   o.weak_bf16 = a.weak_type == "bf16";
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
+  settle_learning(a);
   if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
     throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
   }
@@ -211,6 +253,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   add_text_flags(app, o);
   add_solver_flags(app, a);
+  add_learning_flags(app, a);
   app.add_flag("--resume", o.resume,
                "go on after the last finished block of a run that was stopped");
   app.add_option("--perplexity", a.perplexity,

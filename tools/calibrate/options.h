@@ -12,6 +12,21 @@
 
 namespace oq::calibrate {
 
+/// How a block is learned (OmniQuant, ABQ).
+struct Learning {
+  int64_t epochs = 10;
+  int64_t batch = 1;        ///< windows to a step
+  bool clip = true;         ///< LWC
+  bool transform = false;   ///< LET
+  double clip_rate = 3e-2;  ///< AdamW's; the paper's 1e-2 is for 16 times the steps
+  double transform_rate = 5e-3;
+  bool aug_loss = false;  ///< also towards the full-precision block on the quantized block's inputs
+  bool faithful = false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
+};
+
+/// Whether a method is one of those that do.
+bool learns(std::string_view method);
+
 /// What a user may ask for. Names are those of the flags.
 struct Options {
   std::filesystem::path input, output;
@@ -34,6 +49,7 @@ struct Options {
   double damp = 0.01;
   bool smooth = false;
   double alpha = 0.5, min_scale = 0.01;
+  Learning learning;
 
   int threads = 0;
   bool resume = false;
@@ -71,6 +87,7 @@ struct Result {
   std::vector<Part> parts;     ///< come to `bytes`, but for padding and the directory
   std::string text_source;     ///< empty: none was needed
   std::vector<LinearReport> linears;
+  std::vector<std::vector<double>> losses;  ///< [blocks][epochs]; empty where nothing was learned
 };
 
 /// Calibrates `input` block by block and writes `output`. Finished blocks are kept beside it, in

@@ -81,7 +81,13 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double tokens = double(windows) * double(o.window);
   const double used = config.experts > 0 ? double(config.experts_used) / double(config.experts) : 1;
   const bool moments = o.method == "gptq" || o.method == "owq" || o.method == "awrq";
-  const int passes = windows == 0 ? 0 : 1 + (moments ? 1 : 0) + (o.smooth ? 1 : 0);
+  const bool learned = learns(o.method);
+  const Learning& l = o.learning;
+  const bool own_targets = l.aug_loss || o.method == "abq";
+  // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
+  const double learning =
+      learned ? 3.0 * double(l.epochs) + 1 + (l.transform ? 1 : 0) + (own_targets ? 1 : 0) : 0;
+  const double passes = windows == 0 ? 0 : 1 + (moments ? 1 : 0) + (o.smooth ? 1 : 0) + learning;
   Preflight p;
   const double attention = 2.0 * double(o.window) * double(config.q_width());
   p.flops = double(config.blocks) * tokens *
@@ -89,15 +95,19 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
              (moments ? block.squares * used * (o.method == "awrq" ? 3 : 1) : 0));
   p.seconds = p.flops / blas_speed(o.threads);
 
-  const uint64_t hidden = windows == 0 ? 0 : HiddenStates::bytes(windows, o.window, config.hidden);
+  const uint64_t states = learned ? (own_targets ? 3 : 2) : 1;
+  const uint64_t hidden =
+      windows == 0 ? 0 : states * HiddenStates::bytes(windows, o.window, config.hidden);
   p.available = available_memory();
-  p.hidden_memory_limit = p.available / 4;
-  const bool on_disk = hidden > p.hidden_memory_limit;
+  p.hidden_memory_limit = p.available / 4 / states;
+  const bool on_disk = hidden / states > p.hidden_memory_limit;
   const double row =
-      4.0 * double(config.q_width() + 2 * config.kv_width() + 4 * config.hidden + 3 * config.mlp);
+      4.0 * (learned ? 3 : 1) *
+      double(config.q_width() + 2 * config.kv_width() + 4 * config.hidden + 3 * config.mlp);
   const double table = 4.0 * double(config.vocab) * double(config.table_width());
   const double working =
-      4.0 * (3 * block.weights + (moments ? 3 * block.largest_square : 0)) + row * double(o.window);
+      4.0 * ((learned ? 6 : 3) * block.weights + (moments ? 3 * block.largest_square : 0)) +
+      row * double(o.window);
   p.memory = uint64_t(std::max(working, table)) + (on_disk ? 0 : hidden);
   const double bits = o.scheme.quantizes_weights() ? o.scheme.weight_bits + 1 : 16;
   p.disk = uint64_t(2 * block.weights * double(config.blocks) * bits / 8) +

@@ -98,6 +98,37 @@ std::string linear_table(const Result& r) {
   return t + "</table></details>";
 }
 
+/// How a block's loss went from epoch to epoch, as parts of the first.
+std::string loss_curve(const std::vector<double>& losses) {
+  constexpr double kWidth = 160, kHeight = 24;
+  const double most = *std::max_element(losses.begin(), losses.end());
+  std::string points;
+  for (size_t e = 0; e < losses.size(); ++e) {
+    points += fmt::format("{:.1f},{:.1f} ",
+                          kWidth * double(e) / double(std::max<size_t>(1, losses.size() - 1)),
+                          kHeight * (1 - losses[e] / (most > 0 ? most : 1)) + 1);
+  }
+  return fmt::format(
+      "<svg style=\"width:{0}px;height:{1}px\" viewBox=\"0 0 {0} {1}\">"
+      "<polyline fill=\"none\" stroke=\"{2}\" stroke-width=\"1.5\" points=\"{3}\"/></svg>",
+      kWidth, kHeight + 2, kChartColours[0], points);
+}
+
+std::string loss_table(const Result& r) {
+  std::string rows;
+  for (size_t b = 0; b < r.losses.size(); ++b) {
+    const std::vector<double>& l = r.losses[b];
+    if (l.empty()) continue;
+    rows += fmt::format(
+        "<tr><td>blocks.{}</td><td>{:.4g}</td><td>{:.4g}</td><td>{:.3f}</td><td>{}</td></tr>", b,
+        l.front(), l.back(), l.back() / l.front(), loss_curve(l));
+  }
+  if (rows.empty()) return {};
+  return "<h2>Loss of each block, epoch by epoch</h2><table><tr><th>block</th><th>first epoch</th>"
+         "<th>last</th><th>ratio</th><th></th></tr>" +
+         rows + "</table>";
+}
+
 }  // namespace
 
 void write_report(const std::filesystem::path& path, const Options& o, const ModelConfig& c,
@@ -106,7 +137,7 @@ void write_report(const std::filesystem::path& path, const Options& o, const Mod
       escape(fmt::format("{} with {}, {}", o.input.filename().string(), o.method, o.scheme.str()));
   std::ofstream out(path, std::ios::trunc);
   out << fmt::format(kHead, fmt::arg("title", title)) << head_table(o, c, r, measured)
-      << "<h2>What the bytes are spent on</h2>" << part_table(r)
+      << "<h2>What the bytes are spent on</h2>" << part_table(r) << loss_table(r)
       << "<h2>Relative error of each linear's output on the calibration text</h2>"
       << chart(series_of(r, c.blocks, &LinearReport::output_error), c.blocks)
       << "<h2>Relative error of the weights</h2>"

@@ -16,6 +16,10 @@ class Method {
   /// Whether it looks at calibration inputs at all.
   virtual bool needs_text() const { return true; }
 
+  /// Whether it wants to know what the unquantized model has behind each block
+  /// (BlockJob::target).
+  virtual bool needs_targets() const { return false; }
+
   /// Stores every linear that is to be quantized. Throws oq::Error naming the tensor.
   virtual void quantize(BlockJob& job) = 0;
 };
@@ -26,5 +30,6 @@ std::vector<std::string_view> method_names();
 
 std::unique_ptr<Method> make_rounding(const Options& options);
 std::unique_ptr<Method> make_hessian_method(const Options& options);
+std::unique_ptr<Method> make_learner(const Options& options);
 
 }  // namespace oq::calibrate

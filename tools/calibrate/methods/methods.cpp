@@ -14,7 +14,8 @@ struct Row {
 
 constexpr Row kMethods[] = {{"rtn", make_rounding},       {"smoothquant", make_rounding},
                             {"act-only", make_rounding},  {"gptq", make_hessian_method},
-                            {"owq", make_hessian_method}, {"awrq", make_hessian_method}};
+                            {"owq", make_hessian_method}, {"awrq", make_hessian_method},
+                            {"omniquant", make_learner},  {"abq", make_learner}};
 
 }  // namespace
 
@@ -23,6 +24,8 @@ std::vector<std::string_view> method_names() {
   for (const Row& row : kMethods) names.push_back(row.name);
   return names;
 }
+
+bool learns(std::string_view method) { return method == "omniquant" || method == "abq"; }
 
 std::unique_ptr<Method> make_method(const Options& options) {
   for (const Row& row : kMethods) {

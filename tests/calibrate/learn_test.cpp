@@ -1,0 +1,223 @@
+/// The parts that learning is made of: straight-through quantizers, losses, AdamW.
+
+#include <cmath>
+#include <random>
+
+#include <doctest/doctest.h>
+
+#include "format/error.h"
+#include "kernels/kv_grid.h"
+#include "kernels/reference/ops.h"
+#include "tools/calibrate/learn/activation_quantizer.h"
+#include "tools/calibrate/learn/adamw.h"
+#include "tools/calibrate/learn/loss.h"
+#include "tools/calibrate/learn/vector_math.h"
+#include "tools/calibrate/learn/weight_quantizer.h"
+
+using namespace oq;
+using namespace oq::calibrate;
+
+namespace {
+
+std::vector<float> normals(size_t n, uint32_t seed, float mean = 0) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal(mean, 1);
+  std::vector<float> v(n);
+  for (float& x : v) x = normal(rng);
+  return v;
+}
+
+Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float mean = 0) {
+  return {rows, cols, normals(size_t(rows * cols), seed, mean)};
+}
+
+/// What straight-through rounding differentiates: R(u) counts as u plus a constant.
+double straight_through(std::span<const double> x, std::span<const float> at, int bits) {
+  const KvGrid grid = KvGrid::of(at, bits);
+  double least = x[0], most = x[0];
+  for (double v : x) {
+    least = std::min(least, v);
+    most = std::max(most, v);
+  }
+  const double top = (1 << bits) - 1, scale = (most - least) / top;
+  double sum = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double u = (double(at[i]) - double(to_float(grid.low))) / double(to_float(grid.scale));
+    const double code = grid.code(at[i]);
+    const bool inside = u + 0.5 >= 0 && u + 0.5 < top + 1;
+    const double now = inside ? (x[i] - least) / scale + (code - u) : code;
+    sum += (scale * now + least) * std::sin(1.0 + double(i));
+  }
+  return sum;
+}
+
+}  // namespace
+
+TEST_CASE("the cache's quantizer equals KvGrid, and its gradient straight-through rounding") {
+  ThreadPool pool(2);
+  for (const int bits : {2, 4, 8}) {
+    const std::vector<float> x = normals(20, 4);
+    const ActivationQuantizer q{.kind = ActivationQuantizer::Kind::cache, .bits = bits};
+    std::vector<float> out(x.size()), truth = x, d(x.size());
+    q.forward(pool, x.data(), 1, 20, 20, out.data());
+    reference::fake_quantize_kv(truth, bits);
+    CHECK(out == truth);
+    for (size_t i = 0; i < d.size(); ++i) d[i] = float(std::sin(1.0 + double(i)));
+    q.backward(pool, x.data(), 1, 20, 20, d.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      CAPTURE(i);
+      std::vector<double> up(x.begin(), x.end()), down = up;
+      up[i] += 1e-6;
+      down[i] -= 1e-6;
+      const double slope = (straight_through(up, x, bits) - straight_through(down, x, bits)) / 2e-6;
+      CHECK(double(d[i]) == doctest::Approx(slope).epsilon(0.01).scale(1));
+    }
+  }
+}
+
+TEST_CASE("weak columns are neither quantized nor in the range, forwards and backwards") {
+  ThreadPool pool(2);
+  const std::vector<uint32_t> weak = {2, 5};
+  for (const bool per_tensor : {false, true}) {
+    std::vector<float> x = normals(3 * 8, 6), d = normals(x.size(), 7);
+    for (int64_t t = 0; t < 3; ++t) x[size_t(8 * t + 2)] = 50.0f;
+    ActivationQuantizer q{.bits = 4, .per_tensor = per_tensor, .weak = weak};
+    std::vector<float> out(x.size()), live, live_d;
+    const std::vector<float> d_before = d;
+    q.forward(pool, x.data(), 3, 8, 8, out.data());
+    q.backward(pool, x.data(), 3, 8, 8, d.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (i % 8 == 2 || i % 8 == 5) {
+        CHECK(out[i] == x[i]);
+        CHECK(d[i] == d_before[i]);
+      } else {
+        live.push_back(x[i]);
+        live_d.push_back(d_before[i]);
+      }
+    }
+    q.weak = {};
+    std::vector<float> live_out(live.size());
+    q.forward(pool, live.data(), 3, 6, 6, live_out.data());
+    q.backward(pool, live.data(), 3, 6, 6, live_d.data());
+    size_t next = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (i % 8 == 2 || i % 8 == 5) continue;
+      CHECK(out[i] == live_out[next]);
+      CHECK(d[i] == live_d[next++]);
+    }
+  }
+}
+
+TEST_CASE("learned codes stand for the learned weights bit for bit") {
+  ThreadPool pool(2);
+  for (const bool symmetric : {false, true}) {
+    for (const float mean : {0.0f, 9.0f}) {  // at 9, zero points lie outside the codes
+      Packing p{.bits = 3, .group = 32};
+      if (symmetric) {
+        p.zero_mode = ZeroMode::constant;
+        p.zero = 3;
+      }
+      const Matrix w = random_matrix(11, 80, 8, mean);
+      WeightQuantizer quantizer(11, 80, p);
+      const Clipping clipping(11, quantizer.groups(), 1.5f);
+      Matrix out(11, 80);
+      quantizer.forward(pool, w, clipping, out);
+      const QuantizedLinear q = quantizer.finish(w);
+      if (!symmetric) {
+        CHECK(q.packing.zero_mode == (mean > 0 ? ZeroMode::i16 : ZeroMode::code_width));
+      }
+      const Matrix back = q.dequantize();
+      CHECK(std::equal(out.values().begin(), out.values().end(), back.values().begin()));
+      const PackedBuilder builder = q.pack();
+      const PackedView view(builder.layout(), builder.bytes().data());
+      const std::vector<float> packed = reference::dequantize(view);
+      CHECK(std::equal(packed.begin(), packed.end(), out.values().begin()));
+    }
+  }
+}
+
+TEST_CASE("a weight that is not finite is named by its row") {
+  ThreadPool pool(1);
+  Matrix w = random_matrix(4, 40, 9), out = w;
+  w(2, 7) = NAN;
+  WeightQuantizer quantizer(4, 40, {.bits = 4});
+  CHECK_THROWS_WITH_AS(quantizer.forward(pool, w, {}, out), doctest::Contains("row 2"), Error);
+}
+
+TEST_CASE("the vectorized exponential is within two units in the last place") {
+  for (float x = -87; x <= 88; x += 0.0137f) {
+    const double truth = std::exp(double(x));
+    CHECK(std::fabs(double(fast_exp(x)) / truth - 1) < 2 * 0x1p-23);
+  }
+  CHECK(fast_exp(0) == 1);
+  CHECK(fast_exp(-INFINITY) < 1e-37f);
+}
+
+TEST_CASE("the squared error is the mean, and its gradient adds up") {
+  const std::vector<float> y = normals(3000, 1), target = normals(3000, 2);
+  std::vector<float> d(y.size(), 0.5f);
+  double truth = 0;
+  for (size_t i = 0; i < y.size(); ++i) truth += std::pow(double(y[i]) - double(target[i]), 2);
+  CHECK(squared_error(y, target, 0.25, d) == doctest::Approx(0.25 * truth / 3000));
+  CHECK(d[7] == doctest::Approx(0.5 + 0.25 * 2 * double(y[7] - target[7]) / 3000));
+}
+
+TEST_CASE("losses have the gradients that finite differences say") {
+  constexpr int64_t kRows = 6, kCols = 40;
+  const std::vector<float> target = normals(kRows * kCols, 2);
+  std::vector<float> y = normals(kRows * kCols, 3);
+  for (size_t i = 0; i < y.size(); ++i) y[i] = 0.5f * y[i] + target[i];
+  const auto check = [&](std::vector<float>& x, const auto& loss) {
+    std::vector<float> d(x.size(), 0.25f), unused(x.size());
+    const double value = loss(x, d);
+    CHECK(value > 0);
+    for (size_t i = 0; i < x.size(); i += 7) {
+      CAPTURE(i);
+      const float before = x[i], step = std::max(1e-3f, 1e-3f * std::fabs(before));
+      x[i] = before + step;
+      const double up = loss(x, unused), above = x[i];
+      x[i] = before - step;
+      const double down = loss(x, unused), below = x[i];
+      x[i] = before;
+      CHECK(double(d[i]) - 0.25 ==
+            doctest::Approx((up - down) / (above - below)).epsilon(0.01).scale(0.001));
+    }
+  };
+  check(y, [&](const std::vector<float>& x, std::vector<float>& d) {
+    return log_cosine(x, target, kCols, 0.5, d);
+  });
+  constexpr int64_t kTokens = 12;  // rows of probabilities, below the diagonal
+  std::vector<float> p(kTokens * kTokens), q = p;
+  for (std::vector<float>* map : {&p, &q}) {
+    const std::vector<float> scores = normals(p.size(), map == &p ? 4 : 5);
+    for (int64_t t = 0; t < kTokens; ++t) {
+      float sum = 0;
+      for (int64_t j = 0; j <= t; ++j) sum += std::exp(scores[size_t(t * kTokens + j)]);
+      for (int64_t j = 0; j <= t; ++j) {
+        (*map)[size_t(t * kTokens + j)] = std::exp(scores[size_t(t * kTokens + j)]) / sum;
+      }
+    }
+  }
+  check(p, [&](const std::vector<float>& x, std::vector<float>& d) {
+    return map_divergence(x, q, kTokens, 0.5, d);
+  });
+  std::vector<float> unused(p.size());
+  CHECK(map_divergence(q, q, kTokens, 1, unused) == 0);
+}
+
+TEST_CASE("AdamW's first steps are those of the paper's formulas") {
+  std::vector<float> x = {1, -2, 0.02f}, g = {0.5f, -3, 4};
+  AdamW adam;
+  adam.add("a", x, g, 0.01, 0.015f);
+  adam.step();  // every first step is the rate
+  CHECK(x[0] == doctest::Approx(1 - 0.01));
+  CHECK(x[1] == doctest::Approx(0.015));  // not below the least
+  CHECK(x[2] == doctest::Approx(0.015));
+  g = {-0.5f, 0, 0};
+  adam.step();
+  const double m = 0.9 * 0.05 - 0.05, v = 0.999 * 0.00025 + 0.00025;
+  const double step = 0.01 * (m / (1 - 0.81)) / (std::sqrt(v / (1 - 0.998001)) + 1e-8);
+  CHECK(x[0] == doctest::Approx(0.99 - step).epsilon(1e-6));
+  g[1] = NAN;
+  CHECK_THROWS_WITH_AS(adam.step(), doctest::Contains("a: a gradient is not finite"), Error);
+}

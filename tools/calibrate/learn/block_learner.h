@@ -1,0 +1,86 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tools/calibrate/block_job.h"
+#include "tools/calibrate/learn/adamw.h"
+#include "tools/calibrate/learn/block_graph.h"
+#include "tools/calibrate/learn/transformation.h"
+#include "tools/calibrate/learn/weight_quantizer.h"
+
+namespace oq::calibrate {
+
+/// What is learned from, and what is learned beside clipping and transformation.
+struct Recipe {
+  bool own_targets = false;   ///< also towards the full-precision block on the same inputs
+  bool cosine = false;        ///< log_cosine beside the squared error
+  bool attention = false;     ///< map_divergence from the full-precision block on the same inputs
+  bool compensation = false;  ///< W + a b^T before down is quantized, in this block
+  bool down = true;           ///< LET: up -> down
+  bool f16_folds = false;     ///< LET: codes are chosen from folded weights in f16
+};
+
+/// Learns clipping (LWC) and transformation (LET) of one block, so that the block with quantized
+/// weights and activations comes close to the full-precision one (Shao et al. 2023, eq. 1), and
+/// stores the block's linears, norms and biases. Memory: four times the block's weights, three
+/// without LET, beside what the graph keeps of one window.
+class BlockLearner {
+ public:
+  BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recipe);
+
+  /// Throws oq::Error that names the tensor, or epoch and window, where something is not finite.
+  void run();
+
+ private:
+  /// What the calibration text says of a linear's input channels.
+  struct InputStats {
+    std::vector<float> largest;  ///< max |x|
+    std::vector<float> middle;   ///< of the range: 0.99 of the windows before, 0.01 of the next
+  };
+  /// A linear while it learns.
+  struct Learned {
+    WeightQuantizer quantizer;
+    Clipping clipping = {}, gradient = {};
+    // A rank-1 compensation, a [out] and b [in], or empty.
+    std::vector<float> a = {}, b = {}, d_a = {}, d_b = {};
+    Matrix compensated = {};  ///< base() + a b^T
+
+    void compensate(ThreadPool& pool, const Matrix& w);
+    void compensation_backward(const Matrix& gradient);
+  };
+
+  void observe_inputs();
+  void start_pair(Pair& pair) const;
+  /// Clipping starts at 4.0, or, with --tuning mse, where a search puts it.
+  void set_up_learning();
+  void make_targets();
+  void make_weights();
+  double learn_from(int64_t first, int64_t end);
+  double learn_window(int64_t window, double share);
+  double towards(std::span<const float> target, double share);
+  const Matrix& source(const std::string& name, const Learned& learned) const;
+  void store();
+
+  bool transforms() const { return transformation_ != nullptr; }
+  const BlockWeights& base() const { return transforms() ? folded_ : original_; }
+
+  BlockJob& job_;
+  const Options& options_;
+  const Recipe recipe_;
+  BlockGraph& graph_;
+  const BlockWeights& original_;
+  BlockWeights folded_;    ///< original_ behind LET; empty without
+  BlockWeights executed_;  ///< base(), quantized
+  BlockWeights gradients_;
+  std::map<std::string, Learned> learned_;
+  std::map<std::string, InputStats> inputs_;
+  std::unique_ptr<Transformation> transformation_;
+  AdamW optimizer_;
+  std::unique_ptr<HiddenStates> own_targets_, maps_;  ///< of the block on these very inputs
+  std::vector<float> output_, d_output_, d_input_, map_, d_map_;
+};
+
+}  // namespace oq::calibrate

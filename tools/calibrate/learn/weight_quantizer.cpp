@@ -1,0 +1,189 @@
+#include "tools/calibrate/learn/weight_quantizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "format/error.h"
+#include "tools/calibrate/learn/group_grid.h"
+
+namespace oq::calibrate {
+namespace {
+
+constexpr float kLeastScale = 1e-5f, kLargestScale = 1e4f, kLargestZero = 1e4f;
+
+bool is_symmetric(const Packing& p) { return p.zero_mode == ZeroMode::constant; }
+
+/// What the bounds' logits make of a range; without clipping, nothing.
+float factor(const Matrix& logits, int64_t row, int64_t group) {
+  return logits.empty() ? 1.0f : 1.0f / (1.0f + std::exp(-logits(row, group)));
+}
+
+/// The logit of how much of a range's end a grid keeps.
+float start_of(float kept, float end) {
+  if (end == 0) return Clipping::kStart;
+  const float most = 1.0f / (1.0f + std::exp(-Clipping::kStart));
+  const float factor = std::clamp(kept / end, 0.02f, most);
+  return std::log(factor / (1 - factor));
+}
+
+}  // namespace
+
+/// The extremes of a group's weights.
+struct WeightQuantizer::Range {
+  float least, most;
+};
+
+Clipping::Clipping(int64_t rows, int64_t groups, float start)
+    : upper(rows, groups), lower(rows, groups) {
+  std::fill(upper.values().begin(), upper.values().end(), start);
+  std::fill(lower.values().begin(), lower.values().end(), start);
+}
+
+WeightQuantizer::WeightQuantizer(int64_t rows, int64_t cols, const Packing& packing,
+                                 bool stored_scales)
+    : rows_(rows),
+      cols_(cols),
+      packing_(packing),
+      stored_scales_(stored_scales),
+      kernels_(cpu::best_kernels()) {
+  const PackedLayout layout = PackedLayout::of(uint64_t(rows), uint64_t(cols), packing);  // checks
+  groups_ = int64_t(layout.groups);
+  group_ = int64_t(layout.group);
+  scales_ = Matrix(rows, groups_);
+  zeros_ = Matrix(rows, groups_);
+}
+
+WeightQuantizer::Range WeightQuantizer::range(const float* w, int64_t n) const {
+  Range r{};
+  kernels_.range(w, n, &r.least, &r.most);
+  return r;
+}
+
+void WeightQuantizer::fit(int64_t row, int64_t group, const Range& r, const Clipping& clipping) {
+  const float high = factor(clipping.upper, row, group) * r.most;
+  const float low = factor(clipping.lower, row, group) * r.least;
+  float span = high - low, steps = float(packing_.max_code());
+  if (is_symmetric(packing_)) {
+    span = std::max(std::fabs(high), std::fabs(low));
+    steps = float(packing_.zero);
+  }
+  float scale = std::clamp(span / steps, kLeastScale, kLargestScale);
+  if (stored_scales_) scale = to_float(to_f16(scale));
+  scales_(row, group) = scale;
+  zeros_(row, group) = is_symmetric(packing_)
+                           ? float(packing_.zero)
+                           : round_even(std::clamp(-low / scale, -kLargestZero, kLargestZero));
+}
+
+Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w,
+                                   const GridOptions& options) const {
+  Clipping start(rows_, groups_, Clipping::kStart);
+  const int steps = groups_ == 1 ? options.row_steps : options.group_steps;
+  pool.parallel_for(rows_, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t g = 0; g < groups_; ++g) {
+        const int64_t first = g * group_, n = std::min(group_, cols_ - first);
+        const auto group = w.row(r).subspan(size_t(first), size_t(n));
+        const Grid grid = fit_grid(group, options, steps);
+        const Range ends = range(group.data(), n);
+        const float span = std::max(std::fabs(ends.most), std::fabs(ends.least));
+        const bool symmetric = is_symmetric(packing_);
+        const float top = grid.value(uint8_t(packing_.max_code())), bottom = grid.value(0);
+        start.upper(r, g) = symmetric ? start_of(-bottom, span) : start_of(top, ends.most);
+        start.lower(r, g) = symmetric ? start.upper(r, g) : start_of(bottom, ends.least);
+      }
+    }
+  });
+  return start;
+}
+
+void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping,
+                              Matrix& out) {
+  const auto top = float(packing_.max_code());
+  pool.parallel_for(rows_, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t g = 0; g < groups_; ++g) {
+        const int64_t first = g * group_, n = std::min(group_, cols_ - first);
+        const float* from = w.row(r).data() + first;
+        const Range range = this->range(from, n);
+        if (std::isnan(range.least)) {
+          throw Error({.what = "a weight is not finite",
+                       .where = fmt::format("row {}", r),
+                       .hint = "if it has been learned, lower --let-lr"});
+        }
+        fit(r, g, range, clipping);
+        const float zero = zeros_(r, g);
+        quantize_group({scales_(r, g), -zero, top - zero}, from, n, out.row(r).data() + first);
+      }
+    }
+  });
+}
+
+void WeightQuantizer::backward(ThreadPool& pool, const Matrix& w, const Clipping& clipping,
+                               Matrix& gradient, Clipping& d_clipping, bool to_weights) const {
+  pool.parallel_for(rows_, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t g = 0; g < groups_; ++g) {
+        const int64_t first = g * group_, n = std::min(group_, cols_ - first);
+        backward_group(r, g, w.row(r).data() + first, n, gradient.row(r).data() + first, clipping,
+                       d_clipping, to_weights);
+      }
+    }
+  });
+}
+
+void WeightQuantizer::backward_group(int64_t row, int64_t group, const float* w, int64_t n,
+                                     float* d, const Clipping& clipping, Clipping& d_clipping,
+                                     bool to_weights) const {
+  const float zero = zeros_(row, group);
+  const GroupGrid grid{scales_(row, group), -zero, float(packing_.max_code()) - zero};
+  const Range r = range(w, n);
+  const float upper = factor(clipping.upper, row, group);
+  const float lower = factor(clipping.lower, row, group);
+  const float high = upper * r.most, low = lower * r.least;
+  float d_high = 0, d_low = 0;
+  const float ds = scale_gradient(grid, w, n, d);
+  if (is_symmetric(packing_)) {
+    const float span = std::max(std::fabs(high), std::fabs(low)) / float(packing_.zero);
+    const float d_span = span < kLeastScale || span > kLargestScale ? 0 : ds / float(packing_.zero);
+    const float share = std::fabs(high) == std::fabs(low) ? 0.5f : 1.0f;
+    if (std::fabs(high) >= std::fabs(low)) d_high = share * std::copysign(d_span, d_span * high);
+    if (std::fabs(low) >= std::fabs(high)) d_low = share * std::copysign(d_span, d_span * low);
+  } else {
+    const float span = (high - low) / float(packing_.max_code());
+    if (span >= kLeastScale && span <= kLargestScale) d_high = ds / float(packing_.max_code());
+    d_low = -d_high;
+  }
+  if (!clipping.upper.empty()) {
+    d_clipping.upper(row, group) = d_high * r.most * upper * (1 - upper);
+    d_clipping.lower(row, group) = d_low * r.least * lower * (1 - lower);
+  }
+  if (!to_weights) return;
+  pass_gradient(grid, w, n, d);
+  add_where_equal(w, n, r.most, upper * d_high / float(count_equal(w, n, r.most)), d);
+  add_where_equal(w, n, r.least, lower * d_low / float(count_equal(w, n, r.least)), d);
+}
+
+QuantizedLinear WeightQuantizer::finish(const Matrix& w) const {
+  Packing packing = packing_;
+  const auto top = float(packing.max_code());
+  if (!is_symmetric(packing)) {
+    const auto zeros = zeros_.values();
+    const bool inside =
+        std::all_of(zeros.begin(), zeros.end(), [&](float z) { return z >= 0 && z <= top; });
+    packing.zero_mode = inside ? ZeroMode::code_width : ZeroMode::i16;
+  }
+  QuantizedLinear q(rows_, cols_, packing, {});
+  for (int64_t r = 0; r < rows_; ++r) {
+    for (int64_t g = 0; g < groups_; ++g) q.grid(r, g) = {scales_(r, g), int(zeros_(r, g))};
+    for (int64_t k = 0; k < cols_; ++k) {
+      const Grid& grid = q.grid(r, q.column_group[size_t(k)]);
+      q.codes[size_t(r * cols_ + k)] = grid.code(w(r, k), packing.max_code());
+    }
+  }
+  return q;
+}
+
+}  // namespace oq::calibrate

@@ -1,0 +1,69 @@
+#pragma once
+
+#include "kernels/cpu/kernels.h"
+#include "tools/calibrate/solver/quantized_linear.h"
+
+namespace oq::calibrate {
+
+/// Learnable weight clipping (LWC, Shao et al. 2023, eq. 2): the range of a group's weights is
+/// sigmoid(lower) min .. sigmoid(upper) max. [rows][groups] both; as gradients, of the same shape.
+struct Clipping {
+  Matrix upper, lower;
+
+  static constexpr float kStart = 4.0f;  ///< sigmoid: 0.982
+
+  Clipping() = default;
+  Clipping(int64_t rows, int64_t groups, float start);
+};
+
+/// Fake quantization of a linear's weights, as OmniQuant and ABQ have it, with all gradients. With
+/// L steps (the largest code; ABQ's five levels have 4 where codes of 2 bits have 3) and the
+/// clipped range low .. high, in which 0 need not lie:
+///   asymmetric  s = clip((high - low) / L, 1e-5, 1e4), z = R(clip(-low / s, -1e4, 1e4))
+///   symmetric   s = clip(max(|low|, |high|) / z, 1e-5, 1e4), z the packing's constant
+///   Q(w) = s (clip(R(w / s) + z, 0, L) - z)
+/// Rounding passes gradients through, but for z, which has none; gradients of the range go to the
+/// extreme weights, in equal parts where several are equal (torch's amax). One thread at a time.
+class WeightQuantizer {
+ public:
+  /// `stored_scales`: s is rounded to the f16 that a file holds, straight through; otherwise it
+  /// stays fp32 as in the references' tests. Throws oq::Error where the packing is none.
+  WeightQuantizer(int64_t rows, int64_t cols, const Packing& packing, bool stored_scales = true);
+
+  int64_t groups() const { return groups_; }
+  /// [rows][groups], of the last `forward`.
+  const Matrix& scales() const { return scales_; }
+  const Matrix& zeros() const { return zeros_; }
+
+  /// Bounds from which to start that clip as the best of a search over grids does (Tuning::mse of
+  /// `options`, solver/grid.h), within a factor of 0.02 .. 0.982. `w` as in `forward`.
+  Clipping searched(ThreadPool& pool, const Matrix& w, const GridOptions& options) const;
+
+  /// out = Q(w), [rows][cols]. Throws oq::Error naming the row whose weights are not finite.
+  void forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping, Matrix& out);
+
+  /// Of the last `forward`: takes dQ in `gradient`, writes the gradients of `clipping`, and, with
+  /// `to_weights`, makes `gradient` that of w; without, leaves it as it was.
+  void backward(ThreadPool& pool, const Matrix& w, const Clipping& clipping, Matrix& gradient,
+                Clipping& d_clipping, bool to_weights) const;
+
+  /// The codes of the last `forward`: dequantized, they are what it wrote, bit for bit. Zero
+  /// points take 16 bits where one lies outside the codes. PRECOND: stored_scales.
+  QuantizedLinear finish(const Matrix& w) const;
+
+ private:
+  struct Range;
+
+  Range range(const float* w, int64_t n) const;
+  void fit(int64_t row, int64_t group, const Range& r, const Clipping& clipping);
+  void backward_group(int64_t row, int64_t group, const float* w, int64_t n, float* d,
+                      const Clipping& clipping, Clipping& d_clipping, bool to_weights) const;
+
+  int64_t rows_, cols_, groups_, group_;
+  Packing packing_;
+  bool stored_scales_;
+  const cpu::Kernels& kernels_;
+  Matrix scales_, zeros_;
+};
+
+}  // namespace oq::calibrate

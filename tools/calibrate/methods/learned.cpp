@@ -1,0 +1,62 @@
+/// The methods that learn, block by block.
+///
+/// OmniQuant (Shao et al. 2023): learned weight clipping, and with --let learned equivalent
+/// transformations. Beyond the paper's code, transformations also serve grouped queries, experts,
+/// Falcon's one norm for two parts, and up -> down (learn/transformation.h).
+///
+/// ABQ (Zeng et al. 2024): the same, and towards the full-precision block on the quantized inputs
+/// too, with the cosine of outputs and the divergence of attention maps beside the squared errors;
+/// down projections of the first three and last four blocks get a learned rank-1 compensation.
+/// Its five levels are a scheme, w2*. Attention maps are compared to those of the full-precision
+/// block on the same inputs, where the reference has those of the full-precision model.
+///
+/// --faithful keeps to their code where it differs and a file can express it: q and k scaled by
+/// dimension under RoPE (which is no equivalence), scales started from one linear of each pair and
+/// the first query head of a group; and for OmniQuant no up -> down, and codes chosen from weights
+/// folded in f16.
+
+#include "tools/calibrate/learn/block_learner.h"
+#include "tools/calibrate/methods/method.h"
+
+namespace oq::calibrate {
+namespace {
+
+/// ABQ's ends of a model, where down projections are compensated.
+constexpr int64_t kFirstBlocks = 3, kLastBlocks = 4;
+
+class Learner final : public Method {
+ public:
+  explicit Learner(const Options& o) : abq_(o.method == "abq") {}
+
+  bool needs_targets() const override { return true; }
+
+  void quantize(BlockJob& job) override {
+    if (!graph_) {
+      graph_ =
+          std::make_unique<BlockGraph>(job.runner().file(), job.config(), job.tokens(), job.pool());
+    }
+    BlockLearner(job, *graph_, recipe(job)).run();
+  }
+
+ private:
+  Recipe recipe(const BlockJob& job) const {
+    const Learning& o = job.options().learning;
+    const int64_t from_end = job.config().blocks - job.index();
+    return {.own_targets = abq_ || o.aug_loss,
+            .cosine = abq_,
+            .attention = abq_,
+            .compensation =
+                abq_ && o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks),
+            .down = abq_ || !o.faithful,
+            .f16_folds = !abq_ && o.faithful};
+  }
+
+  bool abq_;
+  std::unique_ptr<BlockGraph> graph_;  ///< keeps its buffers from block to block
+};
+
+}  // namespace
+
+std::unique_ptr<Method> make_learner(const Options& o) { return std::make_unique<Learner>(o); }
+
+}  // namespace oq::calibrate
