@@ -8,3 +8,5 @@ set(OQ_CUDA_KERNELS
 list(TRANSFORM OQ_CUDA_KERNELS PREPEND ${PROJECT_SOURCE_DIR}/kernels/cuda/)
 set(OQ_CUDA_HOST
   ${PROJECT_SOURCE_DIR}/kernels/cuda/kernels.cpp ${PROJECT_SOURCE_DIR}/kernels/cuda/layout.cpp)
+set(OQ_CUDA_BACKEND attention.cpp batch.cpp cuda_backend.cpp linear.cpp weight.cpp)
+list(TRANSFORM OQ_CUDA_BACKEND PREPEND ${PROJECT_SOURCE_DIR}/runtime/backend/cuda/)

@@ -32,7 +32,7 @@ struct DenseMatrix {
 /// What a linear's input goes through before it meets weights.
 enum class NormKind { none, rms, layer };
 struct NormArgs {
-  NormKind kind;
+  NormKind kind;  ///< all zeros: none
   const float *weight, *bias;  ///< [cols]
   float eps;
   float weight_peak, bias_peak;  ///< largest magnitudes: they bound what comes out
