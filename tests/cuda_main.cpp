@@ -4,12 +4,19 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <cstdio>
 #include <cstring>
+#include <string>
 
 #include <doctest/doctest.h>
 
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/stream.h"
 
 int main(int argc, char** argv) {
+  std::string why;
+  if (!oq::cuda::find_device(why)) {
+    std::printf("SKIPPED: no CUDA device can be used: %s\n", why.c_str());
+    return 77;
+  }
   doctest::Context context(argc, argv);
   const int result = context.run();
   if (result != 0 || context.shouldExit()) return result;

@@ -57,7 +57,7 @@ struct HeadCache {
     const int64_t first = (int64_t(sequence) * kv.kv_heads + head) * kv.positions;
     keys = static_cast<typename Cells::Cell*>(kv.keys) + first * kv.padded_dim;
     values = static_cast<typename Cells::Cell*>(kv.values) + first * kv.padded_dim;
-    grids = kv.grids + first * 4;
+    grids = kv.grids == nullptr ? nullptr : kv.grids + first * 4;
   }
 
   OQ_DEVICE int64_t key_at(int position, int d) const {

@@ -68,7 +68,7 @@ PackedMatrix matrix_of(const PackedLayout& l, std::byte* base) {
           .group = int(l.group),
           .groups = int(l.groups),
           .zero_mode = zeros_of(l),
-          .zero = float(l.packing.zero),
+          .zero = l.packing.zero,
           .codes = reinterpret_cast<const uint32_t*>(base),
           .scales = reinterpret_cast<const uint16_t*>(base + o.scales),
           .zeros = base + o.zeros,

@@ -60,7 +60,7 @@ struct PackedMatrix {
   int group;   ///< columns; a multiple of 32
   int groups;  ///< in a row
   Zeros zero_mode;
-  float zero;               ///< where it is constant
+  int16_t zero;             ///< where it is constant
   const uint32_t* codes;    ///< [tile][unit][2 F x 32 words]
   const uint16_t* scales;   ///< f16 [tile][group][8][rows g and g + 8]: a lane's two together
   const void* zeros;        ///< likewise

@@ -12,7 +12,8 @@
 /// Sums: fp32 in the tensor core over at most a strip of 128 columns (products of a code below
 ///   2^8 and an f16 are exact), then scale x (sum - zero x sum of x) in fp32.
 /// Work split: linear.h; warp w takes units w, w + 8, ... of columns.
-/// In flight: kDepth units a warp, 512 to 4096 bytes, before the block looks at its activations.
+/// In flight: kDepth units a warp, 1.75 to 4 KiB, before the block looks at its activations. Two
+///   blocks on an SM have at least 28 KiB under way; 3 TB/s for 0.6 us are 14 KiB for each of 132.
 /// Measured: not measured.
 /// Lost, by count: fp32 multiplications with a conversion each (2.5 instructions a weight; at w2
 ///   the 53 weights that a cycle brings to an SM of an H100 would want all of its 128 lanes);
@@ -71,13 +72,12 @@ class PackedMultiplier {
  private:
   static constexpr int kThirds = kFive ? 3 : 1;
   static constexpr int kUnitCols = kThirds * kStripCols;
-  static constexpr int kDepth = kBits <= 2 ? 4 : kBits <= 4 ? 3 : 2;
+  static constexpr int kDepth = kFive ? 1 : kBits <= 2 ? 4 : kBits <= 4 ? 3 : 2;
   static constexpr int kOwn = kWide ? 2 : 1;  ///< tokens whose sums a lane holds
 
   struct Slot {
     UnitWords<kBits> words;
-    uint32_t scales[kThirds];
-    float zeros[kThirds][2];
+    uint32_t scales[kThirds], zeros[kThirds];
   };
 
   static constexpr size_t unit_bytes(int tokens) {
@@ -90,17 +90,18 @@ class PackedMultiplier {
 
   OQ_DEVICE bool group_per_strip() const { return w_.group % kStripCols == 0 || w_.groups == 1; }
 
-  /// Scales of rows g and g + 8 in a word, and their zero points.
-  OQ_DEVICE void load_group(int column, uint32_t& scales, float zeros[2]) const {
+  /// Rows g and g + 8 in one word each: two f16 scales, two zero points of 16 bits.
+  OQ_DEVICE void load_group(int column, uint32_t& scales, uint32_t& zeros) const {
     const int group = column / w_.group < w_.groups ? column / w_.group : w_.groups - 1;
     const int64_t at = (int64_t(tile_) * w_.groups + group) * (kTileRows / 2) + lane_id() / 4;
     scales = reinterpret_cast<const uint32_t*>(w_.scales)[at];
-    OQ_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      zeros[r] = w_.zero_mode == Zeros::constant ? w_.zero
-                 : w_.zero_mode == Zeros::u8
-                     ? float(static_cast<const uint8_t*>(w_.zeros)[2 * at + r])
-                     : float(static_cast<const int16_t*>(w_.zeros)[2 * at + r]);
+    if (w_.zero_mode == Zeros::i16) {
+      zeros = static_cast<const uint32_t*>(w_.zeros)[at];
+    } else if (w_.zero_mode == Zeros::u8) {
+      const uint32_t both = static_cast<const uint16_t*>(w_.zeros)[at];
+      zeros = (both & 0xFFu) | (both >> 8) << 16;
+    } else {
+      zeros = uint32_t(uint16_t(w_.zero)) * 0x10001u;
     }
   }
 
@@ -193,8 +194,7 @@ class PackedMultiplier {
         OQ_UNROLL
         for (int o = 0; o < kOwn; ++o) x_sum[t][o] += own_sum(strip, pair, o);
         if (per_strip && pair < 3) continue;
-        uint32_t scales = slot.scales[t];
-        float zeros[2] = {slot.zeros[t][0], slot.zeros[t][1]};
+        uint32_t scales = slot.scales[t], zeros = slot.zeros[t];
         if (!per_strip) {
           load_group(unit * kUnitCols + t * kStripCols + 32 * pair, scales, zeros);
         }
@@ -238,14 +238,15 @@ class PackedMultiplier {
   }
 
   /// totals += scale (c - zero x_sum), and both start again.
-  OQ_DEVICE void close(uint32_t scales, const float zeros[2], float c[4], float x_sum[kOwn]) {
+  OQ_DEVICE void close(uint32_t scales, uint32_t zeros, float c[4], float x_sum[kOwn]) {
     OQ_UNROLL
     for (int r = 0; r < 2; ++r) {
       const float scale = half_to_float(uint16_t(scales >> (16 * r)));
+      const auto zero = float(int16_t(zeros >> (16 * r)));
       OQ_UNROLL
       for (int o = 0; o < kOwn; ++o) {
         const float sum = kWide ? c[2 * r + o] : c[2 * r] + c[2 * r + 1];
-        totals_[r][o] += scale * (sum * 0x1p24f - zeros[r] * x_sum[o]);
+        totals_[r][o] += scale * (sum * 0x1p24f - zero * x_sum[o]);
       }
     }
     OQ_UNROLL

@@ -58,7 +58,7 @@ OQ_DEVICE float element(const PackedMatrix& w, int row, int col) {
   const int r = row % kTileRows;
   const int64_t at = (int64_t(row / kTileRows) * w.groups + col / w.group) * kTileRows +
                      r % 8 * 2 + r / 8;
-  const float zero = w.zero_mode == Zeros::constant ? w.zero
+  const float zero = w.zero_mode == Zeros::constant ? float(w.zero)
                      : w.zero_mode == Zeros::u8
                          ? float(static_cast<const uint8_t*>(w.zeros)[at])
                          : float(static_cast<const int16_t*>(w.zeros)[at]);

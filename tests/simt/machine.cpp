@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -9,6 +10,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
@@ -83,6 +85,8 @@ class SharedMemory {
 
 class Machine {
  public:
+  explicit Machine(Order o) : order(o) {}
+
   void run(const char* name, const Extent& extent, void (*kernel)(const void*),
            const void* arguments);
 
@@ -98,7 +102,7 @@ class Machine {
   std::byte* shared() { return shared_.begin(); }
   void wait_at_barrier(Place place);
   void wait_for_warp(Combine combine);
-  void fail(std::string what, Place place);
+  void record(const std::string& what, Place place);
 
  private:
   static void thread_main(void* machine);
@@ -122,8 +126,17 @@ class Machine {
   std::optional<Error> error_;
 };
 
+/// OQ_SIMT_ORDER chooses for programs that don't: reverse or random.
+Order first_order() {
+  const char* name = std::getenv("OQ_SIMT_ORDER");
+  const std::string_view text = name == nullptr ? "" : name;
+  if (text == "reverse") return {Order::Kind::reverse, 1};
+  if (text == "random") return {Order::Kind::random, 1};
+  return {};
+}
+
 Machine& machine() {
-  static Machine m;
+  static Machine m(first_order());
   return m;
 }
 
@@ -162,14 +175,13 @@ std::string Machine::describe(int thread) const {
   return fmt::format("thread {} runs", thread);
 }
 
-/// Ends the launch: the error is thrown once control is back on the host's stack.
-void Machine::fail(std::string what, Place place) {
-  if (!error_) {
-    error_ = Error({.what = std::move(what),
-                    .where = fmt::format("emulated kernel {}, block {}, thread {}, {}", name_, block_,
-                                         current_, text(place))});
-  }
-  current().fiber.suspend();
+/// The launch ends with this once the thread suspends, which it must do next, owning nothing: its
+/// stack is never unwound.
+void Machine::record(const std::string& what, Place place) {
+  if (error_) return;
+  error_ = Error({.what = what,
+                  .where = fmt::format("emulated kernel {}, block {}, thread {}, {}", name_, block_,
+                                       current_, text(place))});
 }
 
 void Machine::wait_at_barrier(Place place) {
@@ -190,9 +202,9 @@ void Machine::wait_for_warp(Combine combine) {
     const Thread& t = *threads_[size_t(first + i)];
     if (t.state != Thread::State::at_warp_instruction) return me.fiber.suspend();
     if (t.what != me.what || t.detail != me.detail || t.place.line != me.place.line) {
-      return fail(fmt::format("a warp has parted: {}, but {}", describe(first + i),
-                              describe(current_)),
-                  me.place);
+      record(fmt::format("a warp has parted: {}, but {}", describe(first + i), describe(current_)),
+             me.place);
+      return me.fiber.suspend();
     }
     in[i] = t.in;
     out[i] = t.out;
@@ -342,11 +354,12 @@ void warp_instruction(const char* what, uint64_t detail, Place place, const void
 
 void async_copy16(void* shared, const void* global, Place place) {
   ++machine().counts[size_t(Count::async_copies)];
+  Thread& t = machine().current();
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
       reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-    return machine().fail("cp.async of 16 bytes wants addresses that are multiples of 16", place);
+    machine().record("cp.async of 16 bytes wants addresses that are multiples of 16", place);
+    return t.fiber.suspend();
   }
-  Thread& t = machine().current();
   std::memset(shared, 0xFF, 16);
   poison(shared, 16);
   t.copies.push_back({shared, global, t.groups});
