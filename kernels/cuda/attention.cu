@@ -24,10 +24,10 @@ constexpr int kQueries = kAttentionWarps;  ///< at once: a warp prepares each
 /// What a block works on.
 struct Work {
   int stretch, run, kv_head;
-  int first_row, rows;              ///< in `order`
-  int sequence, first_position;     ///< of the first row; the others follow it
-  int first_seen, last_seen;        ///< positions that any of the rows sees
-  int group;                        ///< query heads of the KV head
+  int first_row, rows;           ///< in `order`
+  int sequence, first_position;  ///< of the first row; the others follow it
+  int first_seen, last_seen;     ///< positions that any of the rows sees
+  int group;                     ///< query heads of the KV head
 
   OQ_DEVICE Work(const AttentionArgs& a) {
     stretch = block_x();
@@ -187,9 +187,8 @@ class Pass {
       for (int d = lane_id(); d < a_.kv.padded_dim; d += 32) to[d] = 0.0f;
       return;
     }
-    const float* head = a_.qkv +
-                        int64_t(a_.order[work_.first_row + row_of(i)]) * a_.qkv_stride +
-                        head_of(i) * dim;
+    const float* head =
+        a_.qkv + int64_t(a_.order[work_.first_row + row_of(i)]) * a_.qkv_stride + head_of(i) * dim;
     const auto term = [&](int d) { return rotated(a_, head, position_of(i), d); };
     const float top = float((1 << (a_.query_bits < 16 ? a_.query_bits : 1)) - 1);
     float scale = 1.0f, zero = 0.0f;
@@ -294,9 +293,9 @@ class Pass {
         for (int sub = 0; sub < subs(); ++sub) out += factor * out_of(w, sub, i)[d];
       }
       const int row = a_.order[work_.first_row + row_of(i)];
-      float* part = a_.parts +
-                    ((int64_t(row) * a_.heads + head_of(i)) * a_.stretches + work_.stretch) *
-                        (dim + 2);
+      float* part =
+          a_.parts +
+          ((int64_t(row) * a_.heads + head_of(i)) * a_.stretches + work_.stretch) * (dim + 2);
       part[2 + d] = out;
       if (d == 0) part[0] = top;
       if (d == 0) part[1] = sum;
@@ -377,8 +376,6 @@ void start(Stream& stream, const AttentionArgs& args) {
 
 void start_attention_f32(Stream& stream, const AttentionArgs& a) { start<CellsF32>(stream, a); }
 void start_attention_f16(Stream& stream, const AttentionArgs& a) { start<CellsF16>(stream, a); }
-void start_attention_codes(Stream& stream, const AttentionArgs& a) {
-  start<CellsCodes>(stream, a);
-}
+void start_attention_codes(Stream& stream, const AttentionArgs& a) { start<CellsCodes>(stream, a); }
 
 }  // namespace oq::cuda

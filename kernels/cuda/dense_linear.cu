@@ -90,8 +90,8 @@ class DenseMultiplier {
     const int row = tile_ * kTileRows + warp_id() + 8 * r;
     if (row >= w_.rows) return;
     constexpr int kPer = Plain<T>::kPerLoad;
-    const auto* weights = static_cast<const Words4*>(w_.data) +
-                          (int64_t(row) * w_.stride + from) / kPer;
+    const auto* weights =
+        static_cast<const Words4*>(w_.data) + (int64_t(row) * w_.stride + from) / kPer;
     for (int k = kPer * lane_id(); k < step && from + k < w_.stride; k += kStep) {
       const Words4 w = load_stream(weights + k / kPer);
       OQ_UNROLL

@@ -90,10 +90,10 @@ OQ_DEVICE Words2 load_stream(const Words2* p) {
 /// 16 bytes from global to shared memory, which must not be read before this thread has waited
 /// for them, nor by others before a sync_block after that.
 OQ_DEVICE void async_copy16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   uint32_t(__cvta_generic_to_shared(shared))),
-               "l"(global)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
 }
 OQ_DEVICE void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Until at most kPending committed groups of this thread are still under way.

@@ -14,8 +14,8 @@ OQ_DEVICE uint32_t field(const uint32_t* words, int e) {
   constexpr uint32_t kMask = (1u << kBits) - 1, kBoth = kMask | kMask << 16;
   if (is_whole(kBits, e)) {
     const uint32_t word = words[e % kBits];
-    return (is_shifted(kBits, e) ? word >> field_shift(kBits) : word)
-           & kBoth << field_power(kBits, e);
+    return (is_shifted(kBits, e) ? word >> field_shift(kBits) : word) &
+           kBoth << field_power(kBits, e);
   }
   constexpr int kSpare = spare_bits(kBits) == 0 ? 1 : spare_bits(kBits);
   const int from = (e - whole_fields(kBits)) * kBits;
@@ -35,9 +35,9 @@ OQ_DEVICE uint32_t field(const uint32_t* words, int e) {
 /// The three codes of w2*'s fields c0 + 5 c1 + 25 c2, both halves at once: products stay below
 /// 2^16, so neither half reaches the other.
 OQ_DEVICE void split_levels(uint32_t v, uint32_t codes[3]) {
-  codes[2] = v * 41 >> 10 & 0x00070007u;         // v div 25, v < 125
+  codes[2] = v * 41 >> 10 & 0x00070007u;  // v div 25, v < 125
   const uint32_t rest = v - 25 * codes[2];
-  codes[1] = rest * 13 >> 6 & 0x00070007u;       // div 5, below 25
+  codes[1] = rest * 13 >> 6 & 0x00070007u;  // div 5, below 25
   codes[0] = rest - 5 * codes[1];
 }
 

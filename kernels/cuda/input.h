@@ -10,9 +10,9 @@ namespace oq::cuda {
 
 /// What a block knows of one token before it multiplies.
 struct TokenStats {
-  float mean, inv;           ///< of the norm
+  float mean, inv;  ///< of the norm
   float grid_scale, grid_zero;
-  float up, down;            ///< a power of two that fills the range of f16, and its inverse
+  float up, down;  ///< a power of two that fills the range of f16, and its inverse
 };
 
 /// The input of one block: rows of x behind norm and quantization.
@@ -52,10 +52,9 @@ class BlockInput {
     return weak_mask_ != nullptr && (weak_mask_[k / 32] >> (k % 32) & 1u) != 0;
   }
   OQ_DEVICE const float* row(int m) const {
-    const int32_t* rows = args_.rows == nullptr ? nullptr
-                          : args_.count == nullptr
-                              ? args_.rows
-                              : args_.rows + int64_t(block_y()) * kMaxTokens;
+    const int32_t* rows = args_.rows == nullptr    ? nullptr
+                          : args_.count == nullptr ? args_.rows
+                                                   : args_.rows + int64_t(block_y()) * kMaxTokens;
     const int64_t r = rows == nullptr ? m : rows[m];
     const int64_t expert = args_.count == nullptr ? 0 : block_y();
     return args_.x + expert * args_.expert_stride + r * args_.stride;
@@ -82,8 +81,8 @@ class BlockInput {
       if (norm.kind == NormKind::layer) {
         s.mean = over_row<Sum>(scratch, [&](int k) { return x[k]; }) / float(cols_);
       }
-      const float square = over_row<Sum>(
-          scratch, [&](int k) { return (x[k] - s.mean) * (x[k] - s.mean); });
+      const float square =
+          over_row<Sum>(scratch, [&](int k) { return (x[k] - s.mean) * (x[k] - s.mean); });
       s.inv = 1.0f / sqrtf(square / float(cols_) + norm.eps);
       peak = (peak + fabsf(s.mean)) * s.inv * norm.weight_peak + norm.bias_peak;
     }

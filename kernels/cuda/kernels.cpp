@@ -126,9 +126,7 @@ void norm_rows(Stream& stream, const NormRowsArgs& a) {
   dispatch(norm_rows_rows, Only::one, stream, a);
 }
 void route(Stream& stream, const RouteArgs& a) { dispatch(route_rows, Only::one, stream, a); }
-void combine(Stream& stream, const CombineArgs& a) {
-  dispatch(combine_rows, Only::one, stream, a);
-}
+void combine(Stream& stream, const CombineArgs& a) { dispatch(combine_rows, Only::one, stream, a); }
 
 std::vector<Reached> reached() {
   std::vector<Reached> list;

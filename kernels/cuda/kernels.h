@@ -10,9 +10,9 @@
 #include "kernels/cuda/stream.h"
 
 /// The GPU's kernels. Every one is a row in the table of kernels.cpp, and a function here enqueues
-/// it. Floats are fp32 but where a type says otherwise. Sums have a fixed order: the same call gives
-/// the same bits. What a token gets does not depend on the tokens beside it, but on how many there
-/// are: 1 to 4 and 5 to 8 are two kernels.
+/// it. Floats are fp32 but where a type says otherwise. Sums have a fixed order: the same call
+/// gives the same bits. What a token gets does not depend on the tokens beside it, but on how many
+/// there are: 1 to 4 and 5 to 8 are two kernels.
 namespace oq::cuda {
 
 constexpr int kMaxTokens = 8;    ///< of one call of a linear
@@ -32,7 +32,7 @@ struct DenseMatrix {
 /// What a linear's input goes through before it meets weights.
 enum class NormKind { none, rms, layer };
 struct NormArgs {
-  NormKind kind;  ///< all zeros: none
+  NormKind kind;               ///< all zeros: none
   const float *weight, *bias;  ///< [cols]
   float eps;
   float weight_peak, bias_peak;  ///< largest magnitudes: they bound what comes out
@@ -42,13 +42,13 @@ struct NormArgs {
 struct InputArgs {
   const float* x;
   int stride;
-  int tokens;                ///< 1..8: how many, or how many at most where `count` says
-  const int32_t* rows;       ///< which rows of x, or nullptr: the first
+  int tokens;           ///< 1..8: how many, or how many at most where `count` says
+  const int32_t* rows;  ///< which rows of x, or nullptr: the first
   NormArgs norm;
-  int bits;                  ///< below 16: quantized to the ActivationGrid of the live columns
+  int bits;  ///< below 16: quantized to the ActivationGrid of the live columns
   // Experts: block_y e works on expert e alone.
-  const int32_t* count;      ///< [experts] tokens that chose it, or nullptr
-  int64_t expert_stride;     ///< floats between the experts' inputs; `rows` has 8 for each
+  const int32_t* count;   ///< [experts] tokens that chose it, or nullptr
+  int64_t expert_stride;  ///< floats between the experts' inputs; `rows` has 8 for each
 };
 
 enum class Finish { store, add, activate };
@@ -112,12 +112,12 @@ struct AttentionArgs {
   float* out;
   int out_stride;
   int heads;
-  int window;               ///< 0: all
-  const float* rotations;   ///< [context][rope_dim / 2][cosine, sine] or nullptr
+  int window;              ///< 0: all
+  const float* rotations;  ///< [context][rope_dim / 2][cosine, sine] or nullptr
   int rope_dim;
-  const float* alibi;       ///< [heads][alibi_stride] or nullptr
+  const float* alibi;  ///< [heads][alibi_stride] or nullptr
   int alibi_stride;
-  int query_bits;           ///< below 16: quantized to an ActivationGrid
+  int query_bits;  ///< below 16: quantized to an ActivationGrid
   int runs;
   const int32_t* run_first;  ///< [runs + 1]
   const int32_t* order;      ///< [rows]

@@ -1,6 +1,5 @@
 #include "kernels/cuda/layout.h"
 
-#include <limits>
 #include <string>
 
 #include "format/bytes.h"
@@ -30,10 +29,10 @@ Zeros zeros_of(const PackedLayout& l) {
 }  // namespace
 
 PackedOffsets offsets_of(const PackedLayout& l) {
-  constexpr uint64_t kMost = std::numeric_limits<int>::max() / 2;
-  if (l.rows > kMost || l.cols > kMost) {
+  constexpr uint64_t kMostRows = 1 << 30, kMostCols = 1 << 26;
+  if (l.rows > kMostRows || l.cols > kMostCols) {
     throw Error({.what = "a matrix too large for the CUDA kernels",
-                 .expected = "below 2^30 rows and columns",
+                 .expected = "at most 2^30 rows and 2^26 columns",
                  .found = std::to_string(l.rows) + " x " + std::to_string(l.cols)});
   }
   const Zeros zeros = zeros_of(l);
@@ -76,8 +75,7 @@ PackedMatrix matrix_of(const PackedLayout& l, std::byte* base) {
           .weak_bf16 = l.packing.weak_bf16,
           .weak_index = reinterpret_cast<const uint32_t*>(base + o.weak_index),
           .weak = reinterpret_cast<const uint16_t*>(base + o.weak),
-          .weak_mask =
-              has_weak ? reinterpret_cast<const uint32_t*>(base + o.weak_mask) : nullptr};
+          .weak_mask = has_weak ? reinterpret_cast<const uint32_t*>(base + o.weak_mask) : nullptr};
 }
 
 }  // namespace oq::cuda

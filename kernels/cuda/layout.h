@@ -12,10 +12,11 @@
 /// Rows go in tiles of 16, columns in strips of 128 (w2*: three strips, 384 columns, together). One
 /// tile of one unit of columns is 32 lanes x 2 F words of 32 bits, F the bits of a field: lane
 /// 4 g + q holds F words of row g, then F of row g + 8. A word is two halves of 16 bits, for two
-/// neighbouring columns; the F halves of one kind hold 16 fields by the file's own rule, with 16 bits
-/// in place of 8: field e lies whole in word e mod F at bit (e div F) F, as long as it fits, and the
-/// top bits that are left make up the rest. Field e of lane 4 g + q, half h, belongs to column
-/// 8 e + 2 q + h of the strip: registers e = 2 j and 2 j + 1 are those of the j-th mma m16n8k16.
+/// neighbouring columns; the F halves of one kind hold 16 fields by the file's own rule, with 16
+/// bits in place of 8: field e lies whole in word e mod F at bit (e div F) F, as long as it fits,
+/// and the top bits that are left make up the rest. Field e of lane 4 g + q, half h, belongs to
+/// column 8 e + 2 q + h of the strip: registers e = 2 j and 2 j + 1 are those of the j-th mma
+/// m16n8k16.
 namespace oq::cuda {
 
 constexpr int kTileRows = 16;
@@ -60,12 +61,12 @@ struct PackedMatrix {
   int group;   ///< columns; a multiple of 32
   int groups;  ///< in a row
   Zeros zero_mode;
-  int16_t zero;             ///< where it is constant
-  const uint32_t* codes;    ///< [tile][unit][2 F x 32 words]
-  const uint16_t* scales;   ///< f16 [tile][group][8][rows g and g + 8]: a lane's two together
-  const void* zeros;        ///< likewise
-  int weak_columns;         ///<
-  bool weak_bf16;           ///<
+  int16_t zero;                ///< where it is constant
+  const uint32_t* codes;       ///< [tile][unit][2 F x 32 words]
+  const uint16_t* scales;      ///< f16 [tile][group][8][rows g and g + 8]: a lane's two together
+  const void* zeros;           ///< likewise
+  int weak_columns;            ///<
+  bool weak_bf16;              ///<
   const uint32_t* weak_index;  ///< ascending
   const uint16_t* weak;        ///< [tile][weak column][16]
   const uint32_t* weak_mask;   ///< a bit per column, or nullptr where none is weak

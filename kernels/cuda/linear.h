@@ -59,8 +59,8 @@ OQ_DEVICE void run_linears(const LinearsArgs<Matrix>& args) {
       for (int s = 0; s < multiplier.slices(); ++s) {
         sum += parts[(s * kTileRows + r) * args.in.tokens + m];
       }
-      finish(args.out, experts, m, linear.column + row, sum, &gate[m * kTileRows + r],
-             l == first, l + 1 == end);
+      finish(args.out, experts, m, linear.column + row, sum, &gate[m * kTileRows + r], l == first,
+             l + 1 == end);
     }
     sync_block();
   }

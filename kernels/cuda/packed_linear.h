@@ -36,7 +36,8 @@ class PackedMultiplier {
 
   OQ_DEVICE int slices() const { return w_.weak_columns > 0 ? kSlices : kWarps; }
 
-  OQ_DEVICE PackedMultiplier(const PackedMatrix& w, int tile) : w_(w), tile_(tile) {
+  OQ_DEVICE PackedMultiplier(const PackedMatrix& w, int tile)
+      : w_(w), tile_(tile), groups_per_block_(32.0f / float(w.group)) {
     prefetch(warp_id(), w_.units);
   }
 
@@ -77,7 +78,7 @@ class PackedMultiplier {
 
   struct Slot {
     UnitWords<kBits> words;
-    uint32_t scales[kThirds], zeros[kThirds];
+    uint32_t scales, zeros;  ///< where they do not change within the strip
   };
 
   static constexpr size_t unit_bytes(int tokens) {
@@ -92,7 +93,9 @@ class PackedMultiplier {
 
   /// Rows g and g + 8 in one word each: two f16 scales, two zero points of 16 bits.
   OQ_DEVICE void load_group(int column, uint32_t& scales, uint32_t& zeros) const {
-    const int group = column / w_.group < w_.groups ? column / w_.group : w_.groups - 1;
+    // column / group: with the half, exact below 2^26 columns, and no integer division.
+    const int of_column = int((float(column / 32) + 0.5f) * groups_per_block_);
+    const int group = of_column < w_.groups ? of_column : w_.groups - 1;
     const int64_t at = (int64_t(tile_) * w_.groups + group) * (kTileRows / 2) + lane_id() / 4;
     scales = reinterpret_cast<const uint32_t*>(w_.scales)[at];
     if (w_.zero_mode == Zeros::i16) {
@@ -107,10 +110,8 @@ class PackedMultiplier {
 
   OQ_DEVICE void load(int unit, Slot& slot) const {
     slot.words.load(w_.codes + (int64_t(tile_) * w_.units + unit) * (2 * kBits * 32));
-    if (!group_per_strip()) return;
-    OQ_UNROLL
-    for (int t = 0; t < kThirds; ++t) {
-      load_group(unit * kUnitCols + t * kStripCols, slot.scales[t], slot.zeros[t]);
+    if constexpr (!kFive) {  // w2* has no registers left to fetch these ahead
+      if (group_per_strip()) load_group(unit * kUnitCols, slot.scales, slot.zeros);
     }
   }
 
@@ -174,8 +175,8 @@ class PackedMultiplier {
 
   OQ_DEVICE Words4 fragment(int strip, int pair, int n, bool there) const {
     if (!there) return Words4{{0, 0, 0, 0}};
-    const uint32_t* from = fragments_ + strip * strip_words(room_) +
-                           ((pair * 2 * room_ + n) * 4 + lane_id() % 4) * 4;
+    const uint32_t* from =
+        fragments_ + strip * strip_words(room_) + ((pair * 2 * room_ + n) * 4 + lane_id() % 4) * 4;
     return *reinterpret_cast<const Words4*>(from);
   }
 
@@ -194,8 +195,8 @@ class PackedMultiplier {
         OQ_UNROLL
         for (int o = 0; o < kOwn; ++o) x_sum[t][o] += own_sum(strip, pair, o);
         if (per_strip && pair < 3) continue;
-        uint32_t scales = slot.scales[t], zeros = slot.zeros[t];
-        if (!per_strip) {
+        uint32_t scales = slot.scales, zeros = slot.zeros;
+        if (kFive || !per_strip) {
           load_group(unit * kUnitCols + t * kStripCols + 32 * pair, scales, zeros);
         }
         close(scales, zeros, c[t], x_sum[t]);
@@ -275,8 +276,7 @@ class PackedMultiplier {
     float sums[kMaxTokens] = {};
     for (int i = s; i < w_.weak_columns; i += kWeakSlices) {
       const uint16_t bits = w_.weak[(int64_t(tile_) * w_.weak_columns + i) * kTileRows + r];
-      const float weight =
-          w_.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
+      const float weight = w_.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
       const int k = int(w_.weak_index[i]);
       OQ_UNROLL
       for (int m = 0; m < kMaxTokens; ++m) {
@@ -289,16 +289,22 @@ class PackedMultiplier {
     }
   }
 
-  const PackedMatrix& w_;
+  PackedMatrix w_;  ///< a copy: by reference, every unit would read it again
   int tile_, room_ = 0;
+  float groups_per_block_;  ///< of 32 columns
   uint32_t* fragments_ = nullptr;
   float* sums_ = nullptr;  ///< of x: [strip][4][room]
   Slot ring_[kDepth];
   float totals_[2][kOwn] = {};
 };
 
+/// Two blocks on an SM, but for w2* with 5 to 8 tokens, which would spill.
+template <bool kFive, bool kWide>
+constexpr int kBlocksPerSm = kFive&& kWide ? 1 : 2;
+
 template <int kBits, bool kFive, bool kWide>
-__global__ void __launch_bounds__(kThreads, 2) packed_kernel(PackedArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<kFive, kWide>)
+    packed_kernel(PackedArgs args) {
   run_linears<PackedMultiplier<kBits, kFive, kWide>>(args);
 }
 

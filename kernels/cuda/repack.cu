@@ -26,8 +26,7 @@ OQ_DEVICE int64_t thread() { return int64_t(block_x()) * kThreads + thread_id();
 OQ_DEVICE uint32_t file_code(const RepackArgs& a, int row, int col) {
   const int bits = a.to.field_bits, block_cols = a.to.five_levels ? 96 : 32;
   if (row / 8 >= a.panels || col / block_cols >= a.blocks) return 0;
-  const uint8_t* block =
-      a.file + row / 8 * a.panel_bytes + int64_t(col / block_cols) * bits * 32;
+  const uint8_t* block = a.file + row / 8 * a.panel_bytes + int64_t(col / block_cols) * bits * 32;
   const int field = col % block_cols % 32, third = col % block_cols / 32;
   const uint8_t* bytes = block + row % 8 * 4 + field % 4;  // byte j of the field's eight: 32 j
   const int d = field / 4, direct = 8 / bits * bits, left = 8 - direct;

@@ -1,7 +1,8 @@
 /// What happens to rows of activations between linears: table look-up, norms that are not fused,
 /// the router's choice, and the sum over experts.
 ///
-/// Regime: everything of at most 8 rows; a few kilobytes, so bound by the launch. Work split: a block
+/// Regime: everything of at most 8 rows; a few kilobytes, so bound by the launch. Work split: a
+/// block
 ///   for each row. Measured: not measured.
 
 #include "kernels/cuda/block.h"
@@ -28,8 +29,8 @@ OQ_DEVICE int code_at(const PackedMatrix& w, int row, int col) {
   const int bits = w.field_bits, unit_cols = kStripCols * (w.five_levels ? 3 : 1);
   const int in_strip = col % kStripCols, e = in_strip / 8, half = in_strip % 2;
   const int r = row % kTileRows, lane = r % 8 * 4 + in_strip % 8 / 2;
-  const uint32_t* unit = w.codes + (int64_t(row / kTileRows) * w.units + col / unit_cols) *
-                                       (2 * bits * 32);
+  const uint32_t* unit =
+      w.codes + (int64_t(row / kTileRows) * w.units + col / unit_cols) * (2 * bits * 32);
   const auto word = [&](int i) { return unit[word_place(bits, lane, r / 8 * bits + i)]; };
   uint32_t value = 0;
   if (is_whole(bits, e)) {
@@ -51,17 +52,16 @@ OQ_DEVICE float element(const PackedMatrix& w, int row, int col) {
   if (w.weak_mask != nullptr && (w.weak_mask[col / 32] >> (col % 32) & 1u) != 0) {
     int i = 0;
     while (int(w.weak_index[i]) != col) ++i;
-    const uint16_t bits = w.weak[(int64_t(row / kTileRows) * w.weak_columns + i) * kTileRows +
-                                 row % kTileRows];
+    const uint16_t bits =
+        w.weak[(int64_t(row / kTileRows) * w.weak_columns + i) * kTileRows + row % kTileRows];
     return w.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
   }
   const int r = row % kTileRows;
-  const int64_t at = (int64_t(row / kTileRows) * w.groups + col / w.group) * kTileRows +
-                     r % 8 * 2 + r / 8;
+  const int64_t at =
+      (int64_t(row / kTileRows) * w.groups + col / w.group) * kTileRows + r % 8 * 2 + r / 8;
   const float zero = w.zero_mode == Zeros::constant ? float(w.zero)
-                     : w.zero_mode == Zeros::u8
-                         ? float(static_cast<const uint8_t*>(w.zeros)[at])
-                         : float(static_cast<const int16_t*>(w.zeros)[at]);
+                     : w.zero_mode == Zeros::u8 ? float(static_cast<const uint8_t*>(w.zeros)[at])
+                                                : float(static_cast<const int16_t*>(w.zeros)[at]);
   return half_to_float(w.scales[at]) * (float(code_at(w, row, col)) - zero);
 }
 

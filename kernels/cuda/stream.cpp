@@ -11,7 +11,7 @@
 namespace oq::cuda {
 namespace {
 
-constexpr int kLeastMajor = 8;  ///< sm_80: what the kernels are compiled for
+constexpr int kLeastMajor = 8;                ///< sm_80: what the kernels are compiled for
 constexpr size_t kOrdinaryShared = 48 << 10;  ///< beyond it a kernel has to ask
 
 void check(cudaError_t status, const char* what, const std::string& where = "CUDA",
@@ -97,9 +97,9 @@ void clear(Stream& stream, void* to, size_t bytes) {
 void launch_kernel(Stream& stream, const char* name, const void* kernel, const Grid& grid,
                    void* arguments) {
   if (grid.shared > kOrdinaryShared) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               int(grid.shared)),
-          "a kernel wants more shared memory than this device has", name);
+    check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared)),
+        "a kernel wants more shared memory than this device has", name);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y));

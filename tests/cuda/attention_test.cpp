@@ -40,7 +40,8 @@ class Sequences {
            .values = values_.data(),
            .grids = grids_.as<uint16_t>()};
     Rng rng(5);
-    for (int i = 0; i < shape.rope_dim / 2; ++i) inv_freq_.push_back(std::pow(100.0f, -float(i) / 8));
+    for (int i = 0; i < shape.rope_dim / 2; ++i)
+      inv_freq_.push_back(std::pow(100.0f, -float(i) / 8));
     for (int p = 0; p < kRoom; ++p) {
       for (float f : inv_freq_) {
         rotations_.push_back(float(std::cos(double(p) * double(f))));
@@ -70,7 +71,8 @@ class Sequences {
     const DeviceRows in(stream_, rows, width, qkv), out(stream_, rows, shape_.heads * dim);
     launch(in, out, sequences, positions, order, first);
     std::vector<float> truth;
-    for (int m = 0; m < rows; ++m) remember(qkv.data() + m * width, sequences[size_t(m)], positions[size_t(m)]);
+    for (int m = 0; m < rows; ++m)
+      remember(qkv.data() + m * width, sequences[size_t(m)], positions[size_t(m)]);
     for (int m = 0; m < rows; ++m) {
       for (float v : expected(qkv.data() + m * width, sequences[size_t(m)], positions[size_t(m)])) {
         truth.push_back(v);
@@ -83,7 +85,8 @@ class Sequences {
 
   void skip_to(Rng& rng, int sequence, int length) {
     while (lengths_[size_t(sequence)] < length) {
-      step(rng, std::vector<int32_t>(size_t(std::min(64, length - lengths_[size_t(sequence)])), sequence));
+      step(rng, std::vector<int32_t>(size_t(std::min(64, length - lengths_[size_t(sequence)])),
+                                     sequence));
     }
   }
 

@@ -1,9 +1,8 @@
 /// One kernel for each instruction of kernels/cuda/device.h, all lanes' results written out. Run
 /// by the emulator and by a GPU, they are held to the same expectation (conformance_test.cpp).
 
-#include "tests/cuda/conformance.h"
-
 #include "kernels/cuda/device.h"
+#include "tests/cuda/conformance.h"
 
 namespace oq::test {
 namespace {

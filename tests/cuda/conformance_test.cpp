@@ -94,7 +94,9 @@ void check_f16(const std::function<float()>& a, const std::function<float()>& b,
 
 TEST_CASE("mma of f16 and s8: fragments as documented, sums exact where floats can hold them") {
   std::mt19937 rng(3);
-  const auto between = [&](int low, int high) { return int(rng() % uint32_t(high - low + 1)) + low; };
+  const auto between = [&](int low, int high) {
+    return int(rng() % uint32_t(high - low + 1)) + low;
+  };
   for (int round = 0; round < 10; ++round) {
     check_f16([&] { return float(between(-60, 60)); }, [&] { return float(between(-60, 60)); },
               [&] { return float(between(-999, 999)); });
@@ -102,8 +104,8 @@ TEST_CASE("mma of f16 and s8: fragments as documented, sums exact where floats c
     for (int i = 0; i < 512; ++i) p.a.push_back(between(-128, 127));
     for (int i = 0; i < 256; ++i) p.b.push_back(between(-128, 127));
     for (int i = 0; i < 128; ++i) p.c.push_back(between(-99999, 99999));
-    const auto out =
-        run(Instruction::mma_s8, p.registers(4, [](int32_t x) { return uint32_t(x) & 0xFFu; }), 128);
+    const auto out = run(Instruction::mma_s8,
+                         p.registers(4, [](int32_t x) { return uint32_t(x) & 0xFFu; }), 128);
     for (int lane = 0; lane < 32; ++lane) {
       for (int r = 0; r < 4; ++r) {
         REQUIRE(int32_t(out[size_t(lane * 4 + r)]) == p.truth(c_cell(lane, r)));

@@ -1,5 +1,7 @@
 /// Whole models through the CUDA backend, teacher-forced against the CPU with --exact.
 
+#include "runtime/decoder.h"
+
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -7,7 +9,6 @@
 #include <doctest/doctest.h>
 
 #include "runtime/backend/cuda/cuda_backend.h"
-#include "runtime/decoder.h"
 #include "tests/support.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
@@ -37,7 +38,8 @@ class Pair {
     const Batch batch{tokens, positions, sequences, rows};
     cpu_.step(batch);
     cuda_.step(batch);
-    for (size_t i = 0; i < rows.size(); ++i) compare(cpu_.logits(int64_t(i)), cuda_.logits(int64_t(i)));
+    for (size_t i = 0; i < rows.size(); ++i)
+      compare(cpu_.logits(int64_t(i)), cuda_.logits(int64_t(i)));
   }
 
   double worst() const { return worst_; }

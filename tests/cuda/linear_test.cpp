@@ -29,11 +29,13 @@ struct Weights {
 
 Weights<cuda::PackedMatrix> packed(cuda::Stream& stream, Rng& rng, uint64_t rows,
                                    uint32_t weak_columns) {
-  const PackedBuilder b =
-      random_packed(rng, {rows, kCols, {.bits = 3, .group = 64, .weak_columns = weak_columns}}, false);
+  const PackedBuilder b = random_packed(
+      rng, {rows, kCols, {.bits = 3, .group = 64, .weak_columns = weak_columns}}, false);
   DevicePacked device(stream, b);
   const auto weak = b.view().weak_indices();
-  return {std::move(device.memory), device.matrix, reference::dequantize(b.view()),
+  return {std::move(device.memory),
+          device.matrix,
+          reference::dequantize(b.view()),
           {weak.begin(), weak.end()}};
 }
 
@@ -287,8 +289,10 @@ TEST_CASE("rows are chosen, and experts work on the tokens that chose them") {
     ups.push_back({up.back().matrix, nullptr, 0});
     downs.push_back({down.back().matrix, nullptr, 0});
   }
-  const cuda::Memory up_table = cuda::uploaded(stream, std::span<const cuda::LinearArgs<cuda::PackedMatrix>>(ups));
-  const cuda::Memory down_table = cuda::uploaded(stream, std::span<const cuda::LinearArgs<cuda::PackedMatrix>>(downs));
+  const cuda::Memory up_table =
+      cuda::uploaded(stream, std::span<const cuda::LinearArgs<cuda::PackedMatrix>>(ups));
+  const cuda::Memory down_table =
+      cuda::uploaded(stream, std::span<const cuda::LinearArgs<cuda::PackedMatrix>>(downs));
   std::vector<int32_t> rows(kExperts * cuda::kMaxTokens, -1);
   const std::vector<int32_t> count = {2, 0, 3};
   rows[0] = 1, rows[1] = 3;

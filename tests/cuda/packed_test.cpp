@@ -1,6 +1,7 @@
 /// Packed linears on the device against the reference.
 
 #include "format/packed.h"
+
 #include "kernels/reference/ops.h"
 #include "tests/cuda/on_device.h"
 #include "tests/kernels/packed_cases.h"

@@ -19,8 +19,8 @@ TEST_CASE("rows of a packed table are its dequantized rows, bit for bit") {
     const cuda::Memory indices = cuda::uploaded(stream, std::span<const int32_t>(index));
     const int tokens = int(index.size());
     const DeviceRows x(stream, tokens, int(c.cols));
-    cuda::lookup(stream, cuda::LookupArgs<cuda::PackedMatrix>{
-                             w.matrix, indices.as<int32_t>(), tokens, false, x.data(), x.stride()});
+    cuda::lookup(stream, cuda::LookupArgs<cuda::PackedMatrix>{w.matrix, indices.as<int32_t>(),
+                                                              tokens, false, x.data(), x.stride()});
     std::vector<float> truth(c.cols * c.rows);
     for (uint64_t r = 0; r < c.rows; ++r) {
       b.view().dequantize_row(uint64_t(index[r]), std::span(truth).subspan(r * c.cols, c.cols));
@@ -42,8 +42,8 @@ TEST_CASE("rows of a dense table are read and added") {
   const std::vector<int32_t> index = {1, 0, 1};
   const cuda::Memory indices = cuda::uploaded(stream, std::span<const int32_t>(index));
   const std::pair<cuda::Dense, const void*> types[] = {{cuda::Dense::f32, floats.data()},
-                                                      {cuda::Dense::f16, half.data()},
-                                                      {cuda::Dense::bf16, brain.data()}};
+                                                       {cuda::Dense::f16, half.data()},
+                                                       {cuda::Dense::bf16, brain.data()}};
   for (const auto& row : types) {
     const cuda::Dense type = row.first;
     const void* data = row.second;
@@ -90,9 +90,9 @@ TEST_CASE("a router chooses as the reference does, and the chosen are summed") {
   constexpr int kTokens = 5, kExperts = 6, kUsed = 2, kCols = 7;
   Rng rng(2);
   auto logits = random_floats(rng, kTokens * kExperts);
-  logits[2] = logits[4] = 3.0f;                                   // the first of equal ones
+  logits[2] = logits[4] = 3.0f;  // the first of equal ones
   for (int e = 0; e < kExperts; ++e) logits[size_t(kExperts + e)] = 1.0f;
-  logits[2 * kExperts + 1] = NAN;                                 // loses
+  logits[2 * kExperts + 1] = NAN;  // loses
   const DeviceRows rows(stream, kTokens, kExperts, logits);
   const cuda::Memory lists(kExperts * cuda::kMaxTokens * 4), count(kExperts * 4);
   const cuda::Memory slot(kTokens * kExperts * 4), weight(kTokens * kExperts * 4);
@@ -102,9 +102,9 @@ TEST_CASE("a router chooses as the reference does, and the chosen are summed") {
   const auto before = random_floats(rng, kTokens * kCols);
   const DeviceRows out(stream, kExperts * cuda::kMaxTokens, kCols, outs);
   const DeviceRows x(stream, kTokens, kCols, before);
-  cuda::combine(stream, {out.data(), int64_t(cuda::kMaxTokens) * out.stride(), out.stride(), kTokens,
-                         kExperts, kCols, slot.as<int32_t>(), weight.as<float>(), x.data(),
-                         x.stride()});
+  cuda::combine(stream,
+                {out.data(), int64_t(cuda::kMaxTokens) * out.stride(), out.stride(), kTokens,
+                 kExperts, kCols, slot.as<int32_t>(), weight.as<float>(), x.data(), x.stride()});
   std::vector<int32_t> counts(kExperts), chosen(kExperts * cuda::kMaxTokens);
   cuda::download(stream, counts.data(), count.data(), count.bytes());
   cuda::download(stream, chosen.data(), lists.data(), lists.bytes());

@@ -5,10 +5,9 @@
 #include <string>
 #include <vector>
 
+#include <doctest/doctest.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include <doctest/doctest.h>
 
 #include "format/error.h"
 #include "kernels/cuda/device.h"
@@ -286,8 +285,7 @@ TEST_CASE("cp.async: what is read before it was waited for is poison") {
       },
       {.shared = 512}, {nullptr, in.data(), 0});
   CHECK(says(left, "nobody waited for"));
-  const std::string crooked = failure(
-      +[](Args a) { async_copy16(shared_memory() + 4, a.in); }, {.shared = 64},
-      {nullptr, in.data(), 0});
+  const std::string crooked = failure(+[](Args a) { async_copy16(shared_memory() + 4, a.in); },
+                                      {.shared = 64}, {nullptr, in.data(), 0});
   CHECK(says(crooked, "multiples of 16"));
 }

@@ -82,9 +82,9 @@ inline float shuffle_xor(float x, int mask, OQ_FROM) {
 }
 inline float shuffle(float x, int lane, OQ_FROM) {
   using In = std::pair<float, int>;
-  return warp_instruction<In, float>(
-      "shuffle", 0, OQ_HERE, {x, lane},
-      [](const In* all, int i) { return all[all[i].second & 31].first; });
+  return warp_instruction<In, float>("shuffle", 0, OQ_HERE, {x, lane}, [](const In* all, int i) {
+    return all[all[i].second & 31].first;
+  });
 }
 inline uint32_t ballot(bool x, OQ_FROM) {
   return warp_instruction<bool, uint32_t>("ballot", 0, OQ_HERE, x, [](const bool* all, int) {
@@ -145,8 +145,7 @@ void mma(const char* what, simt::Place place, T c[4], const uint32_t a[4], const
         const int g = i / 4, q = i % 4;
         for (int r = 0; r < 4; ++r) {
           for (int e = 0; e < kPer; ++e) {
-            s.a[g + 8 * (r % 2)][kPer * q + e + 4 * kPer * (r / 2)] =
-                Element()(lanes[i].a[r], e);
+            s.a[g + 8 * (r % 2)][kPer * q + e + 4 * kPer * (r / 2)] = Element()(lanes[i].a[r], e);
             if (r < 2) s.b[kPer * q + e + 4 * kPer * r][g] = Element()(lanes[i].b[r], e);
           }
         }
@@ -166,9 +165,8 @@ void mma(const char* what, simt::Place place, T c[4], const uint32_t a[4], const
 }
 
 inline void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2], OQ_FROM) {
-  mma<float, 16, 2>("mma_f16", OQ_HERE, c, a, b, [](uint32_t word, int i) {
-    return to_float(f16{uint16_t(word >> (16 * i))});
-  });
+  mma<float, 16, 2>("mma_f16", OQ_HERE, c, a, b,
+                    [](uint32_t word, int i) { return to_float(f16{uint16_t(word >> (16 * i))}); });
 }
 inline void mma_s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2], OQ_FROM) {
   mma<int32_t, 32, 4>("mma_s8", OQ_HERE, c, a, b,

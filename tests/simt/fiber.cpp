@@ -12,8 +12,8 @@
 #endif
 
 #if defined(__x86_64__)
-// Saves what a function must preserve, changes stacks, and restores. ucontext would enter the kernel
-// twice a switch to save a signal mask that nobody uses.
+// Saves what a function must preserve, changes stacks, and restores. ucontext would enter the
+// kernel twice a switch to save a signal mask that nobody uses.
 extern "C" void oq_simt_switch(void** save, void* to);
 asm(R"(
 .text
@@ -48,7 +48,7 @@ struct Fiber::State {
   void (*entry)(void*) = nullptr;
   void* argument = nullptr;
 #if defined(__x86_64__)
-  void* fiber = nullptr;   // stack pointers of whoever does not run
+  void* fiber = nullptr;  // stack pointers of whoever does not run
   void* caller = nullptr;
 #else
   ucontext_t fiber, caller;
@@ -124,10 +124,10 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   *--top = nullptr;  // two, so that the stack is 16-aligned at the entry's call
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(&oq_simt_entry);
-  *--top = nullptr;                                                               // rbp
-  *--top = this;                                                                  // rbx
+  *--top = nullptr;                                 // rbp
+  *--top = this;                                    // rbx
   *--top = reinterpret_cast<void*>(&Fiber::enter);  // r12
-  for (int i = 0; i < 3; ++i) *--top = nullptr;                                   // r13 to r15
+  for (int i = 0; i < 3; ++i) *--top = nullptr;     // r13 to r15
   s.fiber = top;
 #else
   getcontext(&s.fiber);
@@ -136,7 +136,8 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   s.fiber.uc_link = nullptr;
   static thread_local Fiber* starting;  // makecontext passes ints only
   starting = this;
-  makecontext(&s.fiber, +[] { enter(starting); }, 0);
+  makecontext(
+      &s.fiber, +[] { enter(starting); }, 0);
 #endif
 }
 

@@ -69,8 +69,7 @@ class SharedMemory {
     const auto untouched = [](const std::byte* from, const std::byte* to) {
       return std::all_of(from, to, [](std::byte b) { return b == kFill; });
     };
-    return untouched(bytes_.get(), begin()) &&
-           untouched(begin() + size_, bytes_.get() + whole_);
+    return untouched(bytes_.get(), begin()) && untouched(begin() + size_, bytes_.get() + whole_);
   }
 
  private:
@@ -271,8 +270,9 @@ void Machine::prepare_block() {
 void Machine::check_finished() {
   for (int i = 0; i < extent_.threads; ++i) {
     if (threads_[size_t(i)]->copies.empty()) continue;
-    throw Error({.what = "a thread returned with copies under way that nobody waited for",
-                 .where = fmt::format("emulated kernel {}, block {}, thread {}", name_, block_, i)});
+    throw Error(
+        {.what = "a thread returned with copies under way that nobody waited for",
+         .where = fmt::format("emulated kernel {}, block {}, thread {}", name_, block_, i)});
   }
 }
 

@@ -28,9 +28,9 @@ struct Place {
 };
 
 struct Extent {
-  int x = 1, y = 1;     ///< blocks
-  int threads = 32;     ///< a multiple of 32, at most 1024
-  size_t shared = 0;    ///< bytes of dynamic shared memory
+  int x = 1, y = 1;   ///< blocks
+  int threads = 32;   ///< a multiple of 32, at most 1024
+  size_t shared = 0;  ///< bytes of dynamic shared memory
 };
 
 /// Runs kernel(arguments) on every thread of every block, and returns when all are done. Throws

@@ -15,9 +15,9 @@ class CudaBatch {
   struct Slice {
     int first = 0, rows = 0;  ///< of the batch
     int runs = 0;
-    int last_position = 0;      ///< the largest of its rows
-    const int32_t* run_first;   ///< [runs + 1], device
-    const int32_t* order;       ///< [rows], counted from `first`, device
+    int last_position = 0;     ///< the largest of its rows
+    const int32_t* run_first;  ///< [runs + 1], device
+    const int32_t* order;      ///< [rows], counted from `first`, device
   };
 
   /// Room for batches of up to max_rows rows.

@@ -195,7 +195,8 @@ void CudaBackend::make_expert_room(const Experts& experts) {
   router_ = std::make_unique<CudaBuffer>(kRows, n);
   hidden_ = std::make_unique<CudaBuffer>(n * kRows, plan_.config.mlp);
   expert_out_ = std::make_unique<CudaBuffer>(n * kRows, plan_.config.hidden);
-  for (cuda::Memory* m : {&rows_, &count_, &slot_, &weight_}) *m = cuda::Memory(size_t(n * kRows) * 4);
+  for (cuda::Memory* m : {&rows_, &count_, &slot_, &weight_})
+    *m = cuda::Memory(size_t(n * kRows) * 4);
 }
 
 /// The router's logits, its choice, and the chosen experts, without asking the host: a block

@@ -30,8 +30,7 @@ class CudaLinears {
 
   /// Linears that share `in` side by side in `out.y`, in as few launches as their kinds allow; with
   /// Finish::activate the two become one. Throws where two that must go together are of two kinds.
-  void run(std::span<const Linear> linears, const cuda::InputArgs& in,
-           const cuda::OutputArgs& out);
+  void run(std::span<const Linear> linears, const cuda::InputArgs& in, const cuda::OutputArgs& out);
 
   /// One linear, or gate and up, of every expert; `chosen` has the lists of cuda::route in
   /// in.rows and in.count. `table` keeps what the device needs to know of them from call to call.
