@@ -12,8 +12,9 @@
 /// Sums: fp32 in the tensor core over at most a strip of 128 columns (products of a code below
 ///   2^8 and an f16 are exact), then scale x (sum - zero x sum of x) in fp32.
 /// Work split: linear.h; warp w takes units w, w + 8, ... of columns.
-/// In flight: kDepth units a warp, 1.75 to 4 KiB, before the block looks at its activations. Two
-///   blocks on an SM have at least 28 KiB under way; 3 TB/s for 0.6 us are 14 KiB for each of 132.
+/// In flight: kDepth units a warp, 0.75 to 2 KiB, before the block looks at its activations. With 1
+///   to 4 tokens two blocks fit an SM, whose 16 warps have at least 20 KiB under way; 3 TB/s for
+///   0.6 us are 14 KiB for each SM. With 5 to 8 tokens it is one block, half of that: weak.
 /// Measured: not measured.
 /// Lost, by count: fp32 multiplications with a conversion each (2.5 instructions a weight; at w2
 ///   the 53 weights that a cycle brings to an SM of an H100 would want all of its 128 lanes);
@@ -37,7 +38,15 @@ class PackedMultiplier {
   OQ_DEVICE int slices() const { return w_.weak_columns > 0 ? kSlices : kWarps; }
 
   OQ_DEVICE PackedMultiplier(const PackedMatrix& w, int tile)
-      : w_(w), tile_(tile), groups_per_block_(32.0f / float(w.group)) {
+      : w_(w),
+        tile_(tile),
+        codes_(w.codes + int64_t(tile) * w.units * kUnitWords),
+        groups_per_block_(32.0f / float(w.group)),
+        last_group_(w.groups - 1),
+        zero_mode_(w.zero_mode) {
+    const int64_t first = int64_t(tile) * w.groups * (kTileRows / 2) + lane_id() / 4;
+    scales_ = reinterpret_cast<const uint32_t*>(w.scales) + first;
+    zeros_ = static_cast<const std::byte*>(w.zeros) + first * (zero_mode_ == Zeros::i16 ? 4 : 2);
     prefetch(warp_id(), w_.units);
   }
 
@@ -64,7 +73,11 @@ class PackedMultiplier {
       sums_ = reinterpret_cast<float*>(slab) + step * kThirds * strip_words(room);
       stage(input, from * kThirds, to * kThirds);
       sync_block();
-      walk(from, first, to);
+      if (group_per_strip()) {
+        walk<true>(from, first, to);
+      } else {
+        walk<false>(from, first, to);
+      }
     }
     leave(input, parts);
     if (w_.weak_columns > 0) add_weak(input, parts + kWarps * kTileRows * room);
@@ -73,7 +86,8 @@ class PackedMultiplier {
  private:
   static constexpr int kThirds = kFive ? 3 : 1;
   static constexpr int kUnitCols = kThirds * kStripCols;
-  static constexpr int kDepth = kFive ? 1 : kBits <= 2 ? 4 : kBits <= 4 ? 3 : 2;
+  static constexpr int kUnitWords = 2 * kBits * 32;
+  static constexpr int kDepth = kBits <= 2 ? 3 : kBits <= 4 && !kWide ? 2 : 1;
   static constexpr int kOwn = kWide ? 2 : 1;  ///< tokens whose sums a lane holds
 
   struct Slot {
@@ -95,21 +109,20 @@ class PackedMultiplier {
   OQ_DEVICE void load_group(int column, uint32_t& scales, uint32_t& zeros) const {
     // column / group: with the half, exact below 2^26 columns, and no integer division.
     const int of_column = int((float(column / 32) + 0.5f) * groups_per_block_);
-    const int group = of_column < w_.groups ? of_column : w_.groups - 1;
-    const int64_t at = (int64_t(tile_) * w_.groups + group) * (kTileRows / 2) + lane_id() / 4;
-    scales = reinterpret_cast<const uint32_t*>(w_.scales)[at];
-    if (w_.zero_mode == Zeros::i16) {
-      zeros = static_cast<const uint32_t*>(w_.zeros)[at];
-    } else if (w_.zero_mode == Zeros::u8) {
-      const uint32_t both = static_cast<const uint16_t*>(w_.zeros)[at];
+    const int at = (of_column < last_group_ ? of_column : last_group_) * (kTileRows / 2);
+    scales = scales_[at];
+    if (zero_mode_ == Zeros::u8) {
+      const uint32_t both = reinterpret_cast<const uint16_t*>(zeros_)[at];
       zeros = (both & 0xFFu) | (both >> 8) << 16;
+    } else if (zero_mode_ == Zeros::i16) {
+      zeros = reinterpret_cast<const uint32_t*>(zeros_)[at];
     } else {
       zeros = uint32_t(uint16_t(w_.zero)) * 0x10001u;
     }
   }
 
   OQ_DEVICE void load(int unit, Slot& slot) const {
-    slot.words.load(w_.codes + (int64_t(tile_) * w_.units + unit) * (2 * kBits * 32));
+    slot.words.load(codes_ + int64_t(unit) * kUnitWords);
     if constexpr (!kFive) {  // w2* has no registers left to fetch these ahead
       if (group_per_strip()) load_group(unit * kUnitCols, slot.scales, slot.zeros);
     }
@@ -160,6 +173,7 @@ class PackedMultiplier {
     to[((pair * 2 * room_ + lo) * 4 + q) * 4] = lo_a | uint32_t(lo_b) << 16;
   }
 
+  template <bool kPerStrip>
   OQ_DEVICE void walk(int from, int first, int to) {
     for (int unit = first; unit < to; unit += kDepth * kWarps) {
       OQ_UNROLL
@@ -168,7 +182,7 @@ class PackedMultiplier {
         if (u >= to) continue;
         const Slot slot = ring_[s];
         if (u + kDepth * kWarps < to) load(u + kDepth * kWarps, ring_[s]);
-        multiply(slot, u, u - from);
+        multiply<kPerStrip>(slot, u, u - from);
       }
     }
   }
@@ -180,9 +194,9 @@ class PackedMultiplier {
     return *reinterpret_cast<const Words4*>(from);
   }
 
-  /// One unit: `local` is its number in the slab.
+  /// One unit: `local` is its number in the slab. kPerStrip: a strip lies in one group.
+  template <bool kPerStrip>
   OQ_DEVICE void multiply(const Slot& slot, int unit, int local) {
-    const bool per_strip = group_per_strip();
     float c[kThirds][4] = {}, x_sum[kThirds][kOwn] = {};
     OQ_UNROLL
     for (int pair = 0; pair < 4; ++pair) {
@@ -194,9 +208,9 @@ class PackedMultiplier {
         multiply_pair(strip, pair, a[t], c[t]);
         OQ_UNROLL
         for (int o = 0; o < kOwn; ++o) x_sum[t][o] += own_sum(strip, pair, o);
-        if (per_strip && pair < 3) continue;
+        if (kPerStrip && pair < 3) continue;
         uint32_t scales = slot.scales, zeros = slot.zeros;
-        if (kFive || !per_strip) {
+        if (kFive || !kPerStrip) {
           load_group(unit * kUnitCols + t * kStripCols + 32 * pair, scales, zeros);
         }
         close(scales, zeros, c[t], x_sum[t]);
@@ -289,22 +303,28 @@ class PackedMultiplier {
     }
   }
 
-  PackedMatrix w_;  ///< a copy: by reference, every unit would read it again
+  // The matrix is wherever the arguments are; what every unit needs is copied, or it would be read
+  // again for each.
+  const PackedMatrix& w_;
   int tile_, room_ = 0;
+  const uint32_t* codes_;   ///< of the tile
+  const uint32_t* scales_;  ///< of the tile and the lane's rows
+  const std::byte* zeros_;  ///< likewise
   float groups_per_block_;  ///< of 32 columns
+  int last_group_;
+  Zeros zero_mode_;
   uint32_t* fragments_ = nullptr;
   float* sums_ = nullptr;  ///< of x: [strip][4][room]
   Slot ring_[kDepth];
   float totals_[2][kOwn] = {};
 };
 
-/// Two blocks on an SM, but for w2* with 5 to 8 tokens, which would spill.
-template <bool kFive, bool kWide>
-constexpr int kBlocksPerSm = kFive&& kWide ? 1 : 2;
+/// Blocks on an SM: with two, those of 5 to 8 tokens would spill a few registers.
+template <bool kWide>
+constexpr int kBlocksPerSm = kWide ? 1 : 2;
 
 template <int kBits, bool kFive, bool kWide>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<kFive, kWide>)
-    packed_kernel(PackedArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<kWide>) packed_kernel(PackedArgs args) {
   run_linears<PackedMultiplier<kBits, kFive, kWide>>(args);
 }
 
