@@ -11,11 +11,12 @@ list(TRANSFORM OQ_CUDA_HOST PREPEND ${PROJECT_SOURCE_DIR}/kernels/cuda/)
 set(OQ_CUDA_BACKEND attention.cpp batch.cpp cuda_backend.cpp linear.cpp weight.cpp)
 list(TRANSFORM OQ_CUDA_BACKEND PREPEND ${PROJECT_SOURCE_DIR}/runtime/backend/cuda/)
 
-# On where a CUDA toolkit of 12.0 or later is found, unless somebody chose; a sanitizer's build is for
-# the host.
+# On where a CUDA toolkit of 12.0 or later is found, unless somebody chose; builds with a
+# sanitizer or for another machine are for the host alone.
 find_package(CUDAToolkit 12.0 QUIET)
 set(found OFF)
-if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE AND NOT OQ_SANITIZE)
+if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE AND NOT OQ_SANITIZE
+   AND NOT CMAKE_CROSSCOMPILING)
   set(found ON)
 endif()
 option(OQ_CUDA "Build the CUDA backend (needs nvcc 12.0 or later)" ${found})

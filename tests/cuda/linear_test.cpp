@@ -29,8 +29,8 @@ struct Weights {
 
 Weights<cuda::PackedMatrix> packed(cuda::Stream& stream, Rng& rng, uint64_t rows,
                                    uint32_t weak_columns) {
-  const PackedBuilder b = random_packed(
-      rng, {rows, kCols, {.bits = 3, .group = 64, .weak_columns = weak_columns}}, false);
+  const PackedBuilder b =
+      random_packed(rng, {rows, kCols, {.bits = 3, .group = 64, .weak_columns = weak_columns}});
   DevicePacked device(stream, b);
   const auto weak = b.view().weak_indices();
   return {std::move(device.memory),

@@ -12,7 +12,7 @@ TEST_CASE("rows of a packed table are its dequantized rows, bit for bit") {
   cuda::Stream stream;
   for (const PackedCase& c : packed_cases()) {
     Rng rng(uint32_t(c.cols));
-    const PackedBuilder b = random_packed(rng, c, false);
+    const PackedBuilder b = random_packed(rng, c);
     const DevicePacked w(stream, b);
     std::vector<int32_t> index;
     for (uint64_t r = 0; r < c.rows; ++r) index.push_back(int32_t(c.rows - 1 - r));
