@@ -1,10 +1,12 @@
 # Flags of every target of OQ, and the two ways to make one.
 
 add_library(oq_flags INTERFACE)
-target_compile_options(oq_flags INTERFACE -Wall -Wextra -Werror -fno-math-errno)
+target_compile_options(oq_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-fno-math-errno>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;--expt-relaxed-constexpr>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # g++ 12 warns of overlaps inside std::string that cannot happen (GCC bug 105651).
-  target_compile_options(oq_flags INTERFACE -Wno-restrict)
+  target_compile_options(oq_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
 endif()
 target_include_directories(oq_flags INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
 if(OQ_SANITIZE)

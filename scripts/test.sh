@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every test. With --full, the long forms too.
 #
-# usage: scripts/test.sh [--full] [STAGE...]     stages: style release asan tsan scalar
+# usage: scripts/test.sh [--full] [STAGE...]     stages: style release nvcc asan simt tsan scalar
 #                                                        neon fuzz tidy
 #
 # OQ_TEST_DATA names a folder of test data (texts, vocabularies, golden layers); tests that want
@@ -12,8 +12,9 @@ set -euo pipefail
 full=
 [ "${1:-}" = --full ] && { full=1; shift; }
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(style release asan scalar neon tsan fuzz tidy)
+[ ${#stages[@]} -gt 0 ] || stages=(style release nvcc asan simt scalar neon tsan fuzz tidy)
 fuzz_seconds=20
+simt='^(emulator|cuda|cuda\.reverse|cuda\.random)$'  # the tests of stage simt
 without_data=(-LE data)  # what takes minutes under a sanitizer or without SIMD
 if [ -n "$full" ]; then
   fuzz_seconds=300
@@ -36,7 +37,22 @@ stage_release() { build release && run_ctest release; }
 
 stage_asan() {
   export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
-  build asan && run_ctest asan "${without_data[@]}"
+  build asan && run_ctest asan "${without_data[@]}" -E "$simt"
+}
+
+# The CUDA kernels on the emulator, in every thread order, under AddressSanitizer.
+stage_simt() {
+  export UBSAN_OPTIONS=print_stacktrace=1
+  build asan test-emulator test-cuda && run_ctest asan -R "$simt"
+}
+
+# Every CUDA kernel for two architectures (--full: all that nvcc knows), refused where one spills.
+stage_nvcc() {
+  if ! command -v nvcc >/dev/null; then
+    say "SKIPPED: no nvcc; the CUDA kernels are compiled for the emulator alone"
+    return
+  fi
+  "$root/scripts/nvcc.sh" ${full:+all}
 }
 
 stage_tsan() {
@@ -80,11 +96,11 @@ stage_tidy() {
   # The asan preset's flags: clang-tidy knows clang's, not g++'s.
   [ -f "$root/build/asan/compile_commands.json" ] || (cd "$root" && cmake --preset asan >/dev/null)
   if [ -n "$full" ]; then
-    files=$(sources | grep '\.cpp$')
+    files=$(sources | grep '\.cpp$' | grep -vF kernels/cuda/stream.cpp)
   else
     base=$(git -C "$root" rev-list --max-count=1 --before='1 day ago' HEAD)
     files=$(git -C "$root" diff --name-only --diff-filter=d "${base:-4b825dc642cb6eb9a060e54bf8d69288fbee4904}" -- '*.cpp' |
-      grep -vE '^(tests|bench)/' | head -n 12 || true)
+      grep -vE '^(tests|bench)/|^kernels/cuda/stream.cpp' | head -n 12 || true)
   fi
   [ -z "$files" ] && return
   (cd "$root" && xargs -n 1 -P "$(nproc)" clang-tidy -p build/asan --quiet 2>/dev/null <<<"$files")  # stderr counts warnings

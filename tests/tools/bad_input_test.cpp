@@ -91,6 +91,16 @@ TEST_CASE("--help and --version are answers, wrong usage is exit code 2") {
   CHECK(run_oq("eval", {m.f16, "--perplexity", m.text, "--join", "glue"}).code == 2);
 }
 
+TEST_CASE("without a device --backend cuda says so in one line, and auto takes the CPU") {
+  const Models& m = models();
+  const Setting hidden{.environment = {{"CUDA_VISIBLE_DEVICES", "-1"}}};
+  check_fails("run", {m.w4, "-p", "x", "-n", "1", "--quiet", "--backend", "cuda"},
+              {"--backend cuda", "--backend cpu"}, hidden);
+  const ProcessResult r = run_oq("run", {m.w4, "-p", "x", "-n", "1", "--backend", "auto"}, hidden);
+  CHECK(r.code == 0);
+  CHECK(r.err.find("cpu, ") != std::string::npos);
+}
+
 TEST_CASE("what is no .oq file is refused by name") {
   const Models& m = models();
   const TempDir dir;

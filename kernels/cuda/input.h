@@ -1,0 +1,121 @@
+#pragma once
+
+#include "kernels/cuda/block.h"
+#include "kernels/cuda/kernels.h"
+
+/// The front of a linear: norm and the scheme's quantization, worked out by every block for
+/// itself. Reading x again costs a block of 16 rows 4 bytes a column from the second-level cache,
+/// where its 4-bit weights are 8 from memory; a kernel of its own would cost a launch.
+namespace oq::cuda {
+
+/// What a block knows of one token before it multiplies.
+struct TokenStats {
+  float mean, inv;  ///< of the norm
+  float grid_scale, grid_zero;
+  float up, down;  ///< a power of two that fills the range of f16, and its inverse
+};
+
+/// The input of one block: rows of x behind norm and quantization.
+class BlockInput {
+ public:
+  /// Reads the statistics of all tokens. `scratch` has kWarps floats, `stats` room for 8 tokens;
+  /// `weak_mask` as in PackedMatrix. All threads of the block.
+  OQ_DEVICE BlockInput(const InputArgs& args, int cols, const uint32_t* weak_mask,
+                       TokenStats* stats, float* scratch)
+      : args_(args), cols_(cols), weak_mask_(weak_mask), stats_(stats) {
+    tokens_ = args.count == nullptr ? args.tokens : args.count[block_y()];
+    for (int m = 0; m < tokens_; ++m) measure(m, scratch);
+    sync_block();
+  }
+
+  OQ_DEVICE int tokens() const { return tokens_; }
+  OQ_DEVICE int cols() const { return cols_; }
+  OQ_DEVICE const TokenStats& stats(int m) const { return stats_[m]; }
+
+  /// What meets live weights of column k; nothing beyond the last column.
+  OQ_DEVICE float live(int m, int k) const {
+    if (k >= cols_ || is_weak(k)) return 0.0f;
+    const float v = normed(m, k);
+    return args_.bits < 16 ? quantized(v, stats_[m]) : v;
+  }
+  /// What meets the weak weights of column k.
+  OQ_DEVICE float normed(int m, int k) const {
+    const float v = row(m)[k];
+    if (args_.norm.kind == NormKind::none) return v;
+    const TokenStats& s = stats_[m];
+    const float y = (v - s.mean) * s.inv * args_.norm.weight[k];
+    return args_.norm.kind == NormKind::layer ? y + args_.norm.bias[k] : y;
+  }
+
+ private:
+  OQ_DEVICE bool is_weak(int k) const {
+    return weak_mask_ != nullptr && (weak_mask_[k / 32] >> (k % 32) & 1u) != 0;
+  }
+  OQ_DEVICE const float* row(int m) const {
+    const int32_t* rows = args_.rows == nullptr    ? nullptr
+                          : args_.count == nullptr ? args_.rows
+                                                   : args_.rows + int64_t(block_y()) * kMaxTokens;
+    const int64_t r = rows == nullptr ? m : rows[m];
+    const int64_t expert = args_.count == nullptr ? 0 : block_y();
+    return args_.x + expert * args_.expert_stride + r * args_.stride;
+  }
+  OQ_DEVICE float quantized(float v, const TokenStats& s) const {
+    const float top = float((1 << args_.bits) - 1);
+    const float code = fminf(fmaxf(rintf(v / s.grid_scale) + s.grid_zero, 0.0f), top);
+    return s.grid_scale * (code - s.grid_zero);
+  }
+
+  template <class Rule, class Term>
+  OQ_DEVICE float over_row(float* scratch, Term term) const {
+    float x = Rule::start();
+    for (int k = thread_id(); k < cols_; k += block_threads()) x = Rule::join(x, term(k));
+    return block_reduce<Rule>(x, scratch);
+  }
+
+  OQ_DEVICE void measure(int m, float* scratch) {
+    const float* x = row(m);
+    const NormArgs& norm = args_.norm;
+    TokenStats s{0.0f, 1.0f, 1.0f, 0.0f, 1.0f, 1.0f};
+    float peak = over_row<Max>(scratch, [&](int k) { return fabsf(x[k]); });
+    if (norm.kind != NormKind::none) {
+      if (norm.kind == NormKind::layer) {
+        s.mean = over_row<Sum>(scratch, [&](int k) { return x[k]; }) / float(cols_);
+      }
+      const float square =
+          over_row<Sum>(scratch, [&](int k) { return (x[k] - s.mean) * (x[k] - s.mean); });
+      s.inv = 1.0f / sqrtf(square / float(cols_) + norm.eps);
+      peak = (peak + fabsf(s.mean)) * s.inv * norm.weight_peak + norm.bias_peak;
+    }
+    stats_[m] = s;  // all threads write the same
+    sync_block();
+    if (args_.bits < 16) peak = fit_grid(m, scratch, s);
+    // peak x up lies in [2^13, 2^15): no overflow, and 2^-39 of it is still a number.
+    if (peak > 0x1p-100f && peak < 0x1p100f) {
+      const int exponent = int(float_to_bits(peak) >> 23) - 127;
+      s.up = bits_to_float(uint32_t(127 + 14 - exponent) << 23);
+      s.down = bits_to_float(uint32_t(127 - 14 + exponent) << 23);
+    }
+    stats_[m] = s;
+  }
+
+  /// OmniQuant's grid of the live columns (kernels/activation_grid.h); the largest magnitude on
+  /// it. A value that is not finite makes the grid one of NaNs.
+  OQ_DEVICE float fit_grid(int m, float* scratch, TokenStats& s) const {
+    const auto at = [&](int k, float otherwise) { return is_weak(k) ? otherwise : normed(m, k); };
+    const float low = over_row<Min>(scratch, [&](int k) { return at(k, INFINITY); });
+    const float high = over_row<Max>(scratch, [&](int k) { return at(k, -INFINITY); });
+    const float poison = over_row<Sum>(scratch, [&](int k) { return at(k, 0.0f) * 0.0f; });
+    if (low > high) return 0.0f;  // no live column
+    const float top = float((1 << args_.bits) - 1);
+    s.grid_scale = fmaxf((high - low) / top, 1e-5f) + poison;
+    s.grid_zero = rintf(-low / s.grid_scale);
+    return s.grid_scale * fmaxf(fabsf(s.grid_zero), fabsf(top - s.grid_zero));
+  }
+
+  const InputArgs& args_;
+  int cols_, tokens_;
+  const uint32_t* weak_mask_;
+  TokenStats* stats_;
+};
+
+}  // namespace oq::cuda

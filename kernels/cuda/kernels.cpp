@@ -1,0 +1,145 @@
+#include "kernels/cuda/kernels.h"
+
+#include <array>
+#include <atomic>
+#include <span>
+
+#include "format/error.h"
+
+namespace oq::cuda {
+
+template <int kBits, bool kFive, bool kWide>
+void start_packed(Stream&, const PackedArgs&);
+void start_dense_f32(Stream&, const DenseArgs&);
+void start_dense_f16(Stream&, const DenseArgs&);
+void start_dense_bf16(Stream&, const DenseArgs&);
+void start_attention_f32(Stream&, const AttentionArgs&);
+void start_attention_f16(Stream&, const AttentionArgs&);
+void start_attention_codes(Stream&, const AttentionArgs&);
+void start_repack(Stream&, const PackedLayout&, const std::byte*, const PackedMatrix&);
+void start_lookup_packed(Stream&, const LookupArgs<PackedMatrix>&);
+void start_lookup_dense(Stream&, const LookupArgs<DenseMatrix>&);
+void start_norm(Stream&, const NormRowsArgs&);
+void start_route(Stream&, const RouteArgs&);
+void start_combine(Stream&, const CombineArgs&);
+
+namespace {
+
+/// One kernel: its key among those of its op, and who starts it. `runs` counts.
+template <class Key, class... Args>
+struct Row {
+  const char* name;
+  Key key;
+  void (*start)(Stream&, Args...);
+  std::atomic<uint64_t> runs{0};
+};
+
+struct PackedKey {
+  int field_bits;
+  bool five_levels, wide;  ///< wide: 5 to 8 tokens
+  friend bool operator==(const PackedKey&, const PackedKey&) = default;
+};
+enum class Only { one };
+
+// The dispatch table: a kernel is a row here. Ops have their keys, and nothing else chooses.
+std::array<Row<PackedKey, const PackedArgs&>, 16> packed_rows = {{
+    {"packed linear, w2, 1 to 4 tokens", {2, false, false}, start_packed<2, false, false>},
+    {"packed linear, w2, 5 to 8 tokens", {2, false, true}, start_packed<2, false, true>},
+    {"packed linear, w3, 1 to 4 tokens", {3, false, false}, start_packed<3, false, false>},
+    {"packed linear, w3, 5 to 8 tokens", {3, false, true}, start_packed<3, false, true>},
+    {"packed linear, w4, 1 to 4 tokens", {4, false, false}, start_packed<4, false, false>},
+    {"packed linear, w4, 5 to 8 tokens", {4, false, true}, start_packed<4, false, true>},
+    {"packed linear, w5, 1 to 4 tokens", {5, false, false}, start_packed<5, false, false>},
+    {"packed linear, w5, 5 to 8 tokens", {5, false, true}, start_packed<5, false, true>},
+    {"packed linear, w6, 1 to 4 tokens", {6, false, false}, start_packed<6, false, false>},
+    {"packed linear, w6, 5 to 8 tokens", {6, false, true}, start_packed<6, false, true>},
+    {"packed linear, w7, 1 to 4 tokens", {7, false, false}, start_packed<7, false, false>},
+    {"packed linear, w7, 5 to 8 tokens", {7, false, true}, start_packed<7, false, true>},
+    {"packed linear, w8, 1 to 4 tokens", {8, false, false}, start_packed<8, false, false>},
+    {"packed linear, w8, 5 to 8 tokens", {8, false, true}, start_packed<8, false, true>},
+    {"packed linear, w2*, 1 to 4 tokens", {7, true, false}, start_packed<7, true, false>},
+    {"packed linear, w2*, 5 to 8 tokens", {7, true, true}, start_packed<7, true, true>},
+}};
+std::array<Row<Dense, const DenseArgs&>, 3> dense_rows = {{
+    {"dense linear, f32", Dense::f32, start_dense_f32},
+    {"dense linear, f16", Dense::f16, start_dense_f16},
+    {"dense linear, bf16", Dense::bf16, start_dense_bf16},
+}};
+std::array<Row<KvType, const AttentionArgs&>, 3> attention_rows = {{
+    {"attention, f32 cache", KvType::f32, start_attention_f32},
+    {"attention, f16 cache", KvType::f16, start_attention_f16},
+    {"attention, cache of codes", KvType::codes, start_attention_codes},
+}};
+template <class... Args>
+using Single = std::array<Row<Only, Args...>, 1>;
+Single<const PackedLayout&, const std::byte*, const PackedMatrix&> repack_rows = {
+    {{"repack", Only::one, start_repack}}};
+Single<const LookupArgs<PackedMatrix>&> lookup_packed_rows = {
+    {{"lookup in a packed table", Only::one, start_lookup_packed}}};
+Single<const LookupArgs<DenseMatrix>&> lookup_dense_rows = {
+    {{"lookup in a dense table", Only::one, start_lookup_dense}}};
+Single<const NormRowsArgs&> norm_rows_rows = {{{"norm of rows", Only::one, start_norm}}};
+Single<const RouteArgs&> route_rows = {{{"route", Only::one, start_route}}};
+Single<const CombineArgs&> combine_rows = {{{"combine experts", Only::one, start_combine}}};
+
+/// Calls the row of this key.
+template <class Rows, class Key, class... Args>
+void dispatch(Rows& rows, Key key, Stream& stream, const Args&... args) {
+  for (auto& row : rows) {
+    if (!(row.key == key)) continue;
+    ++row.runs;
+    return row.start(stream, args...);
+  }
+  throw Error({.what = "the dispatch table has no kernel for this",
+               .where = rows.front().name,
+               .hint = "add a row to kernels/cuda/kernels.cpp"});
+}
+
+template <class Rows>
+void count(const Rows& rows, std::vector<Reached>& list) {
+  for (const auto& row : rows) list.push_back({row.name, row.runs});
+}
+
+}  // namespace
+
+void packed_linears(Stream& stream, const PackedArgs& a) {
+  const PackedMatrix& m = a.linears[0].matrix;
+  dispatch(packed_rows, PackedKey{m.field_bits, m.five_levels, a.in.tokens > 4}, stream, a);
+}
+void dense_linears(Stream& stream, const DenseArgs& a) {
+  dispatch(dense_rows, a.linears[0].matrix.type, stream, a);
+}
+void attention(Stream& stream, const AttentionArgs& a) {
+  dispatch(attention_rows, a.kv.type, stream, a);
+}
+void repack(Stream& stream, const PackedLayout& layout, const std::byte* file_bytes,
+            const PackedMatrix& matrix) {
+  dispatch(repack_rows, Only::one, stream, layout, file_bytes, matrix);
+}
+void lookup(Stream& stream, const LookupArgs<PackedMatrix>& a) {
+  dispatch(lookup_packed_rows, Only::one, stream, a);
+}
+void lookup(Stream& stream, const LookupArgs<DenseMatrix>& a) {
+  dispatch(lookup_dense_rows, Only::one, stream, a);
+}
+void norm_rows(Stream& stream, const NormRowsArgs& a) {
+  dispatch(norm_rows_rows, Only::one, stream, a);
+}
+void route(Stream& stream, const RouteArgs& a) { dispatch(route_rows, Only::one, stream, a); }
+void combine(Stream& stream, const CombineArgs& a) { dispatch(combine_rows, Only::one, stream, a); }
+
+std::vector<Reached> reached() {
+  std::vector<Reached> list;
+  count(packed_rows, list);
+  count(dense_rows, list);
+  count(attention_rows, list);
+  count(repack_rows, list);
+  count(lookup_packed_rows, list);
+  count(lookup_dense_rows, list);
+  count(norm_rows_rows, list);
+  count(route_rows, list);
+  count(combine_rows, list);
+  return list;
+}
+
+}  // namespace oq::cuda

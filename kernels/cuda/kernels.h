@@ -1,0 +1,183 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/activation.h"
+#include "kernels/cuda/layout.h"
+#include "kernels/cuda/stream.h"
+
+/// The GPU's kernels. Every one is a row in the table of kernels.cpp, and a function here enqueues
+/// it. Floats are fp32 but where a type says otherwise. Sums have a fixed order: the same call
+/// gives the same bits. What a token gets does not depend on the tokens beside it, but on how many
+/// there are: 1 to 4 and 5 to 8 are two kernels.
+namespace oq::cuda {
+
+constexpr int kMaxTokens = 8;    ///< of one call of a linear
+constexpr int kMaxLinears = 3;   ///< that share an input: q, k, v
+constexpr int kKvTile = 32;      ///< positions of keys that lie side by side
+constexpr int kKvStretch = 128;  ///< positions that one block attends to
+
+/// A matrix of plain floats in device memory.
+enum class Dense { f32, f16, bf16 };
+struct DenseMatrix {
+  Dense type;
+  int rows, cols;
+  int stride;  ///< elements from row to row: a multiple of 16 bytes, padded with zeros
+  const void* data;
+};
+
+/// What a linear's input goes through before it meets weights.
+enum class NormKind { none, rms, layer };
+struct NormArgs {
+  NormKind kind;               ///< all zeros: none
+  const float *weight, *bias;  ///< [cols]
+  float eps;
+  float weight_peak, bias_peak;  ///< largest magnitudes: they bound what comes out
+};
+
+/// Rows of x that a linear multiplies. `stride` is a multiple of 4.
+struct InputArgs {
+  const float* x;
+  int stride;
+  int tokens;           ///< 1..8: how many, or how many at most where `count` says
+  const int32_t* rows;  ///< which rows of x, or nullptr: the first
+  NormArgs norm;
+  int bits;  ///< below 16: quantized to the ActivationGrid of the live columns
+  // Experts: block_y e works on expert e alone.
+  const int32_t* count;   ///< [experts] tokens that chose it, or nullptr
+  int64_t expert_stride;  ///< floats between the experts' inputs; `rows` has 8 for each
+};
+
+enum class Finish { store, add, activate };
+struct OutputArgs {
+  Finish finish;  ///< y = , y +=, or y = activation(first linear) x second
+  float* y;
+  int stride;
+  Activation activation;
+  int64_t expert_stride;
+};
+
+/// One linear of up to three that share an input and stand side by side in y, or, with
+/// Finish::activate, that are multiplied.
+template <class Matrix>
+struct LinearArgs {
+  Matrix matrix;
+  const float* bias;  ///< [rows] or nullptr
+  int column;         ///< of y
+};
+template <class Matrix>
+struct LinearsArgs {
+  InputArgs in;
+  OutputArgs out;
+  int count;
+  LinearArgs<Matrix> linears[kMaxLinears];
+  const LinearArgs<Matrix>* experts;  ///< [experts][count] on the device, or nullptr
+  int expert_count;
+};
+using PackedArgs = LinearsArgs<PackedMatrix>;
+using DenseArgs = LinearsArgs<DenseMatrix>;
+
+/// All linears of one call have the same field_bits and five_levels, or the same type.
+/// With `experts`, linears[0] has the largest shape among them.
+void packed_linears(Stream& stream, const PackedArgs& args);
+void dense_linears(Stream& stream, const DenseArgs& args);
+
+/// A file's tensor, as uploaded, into the matrix's memory.
+void repack(Stream& stream, const PackedLayout& layout, const std::byte* file_bytes,
+            const PackedMatrix& matrix);
+
+/// A KV cache of one layer and all sequences: [sequence][kv head], then keys in tiles of 32
+/// positions, [tile][dim / 8][32][8], and values [position][dim], dims padded to 8. Codes have
+/// grids f16 {key scale, key low, value scale, value low} [position][4].
+enum class KvType { f32, f16, codes };
+struct KvArgs {
+  KvType type;
+  int bits;       ///< of codes
+  int positions;  ///< room for each sequence, a multiple of 128
+  int kv_heads, dim, padded_dim;
+  void *keys, *values;
+  uint16_t* grids;
+};
+
+/// Rotates q and k of qkv rows, appends k and v, and attends: out = softmax(q k / sqrt(dim) +
+/// alibi) v. Rows of one sequence stand together in `order`, a run of them; runs[i] is the first
+/// of run i in `order`.
+struct AttentionArgs {
+  KvArgs kv;
+  const float* qkv;
+  int qkv_stride;
+  float* out;
+  int out_stride;
+  int heads;
+  int window;              ///< 0: all
+  const float* rotations;  ///< [context][rope_dim / 2][cosine, sine] or nullptr
+  int rope_dim;
+  const float* alibi;  ///< [heads][alibi_stride] or nullptr
+  int alibi_stride;
+  int query_bits;  ///< below 16: quantized to an ActivationGrid
+  int runs;
+  const int32_t* run_first;  ///< [runs + 1]
+  const int32_t* order;      ///< [rows]
+  const int32_t* positions;  ///< [rows] of the batch, by row
+  const int32_t* sequences;
+  int stretches;      ///< of 128 positions that any row sees at the most
+  float* parts;       ///< scratch [rows][heads][stretches][padded_dim + 2]
+  uint32_t* arrived;  ///< [runs][kv heads], 0 before and after
+};
+void attention(Stream& stream, const AttentionArgs& args);
+
+/// x[m] = row tokens[m] of a table, or += with `add`.
+template <class Matrix>
+struct LookupArgs {
+  Matrix table;
+  const int32_t* index;
+  int tokens;
+  bool add;
+  float* x;
+  int stride;
+};
+void lookup(Stream& stream, const LookupArgs<PackedMatrix>& args);
+void lookup(Stream& stream, const LookupArgs<DenseMatrix>& args);
+
+/// x[m] = norm(x[m]) in place.
+struct NormRowsArgs {
+  NormArgs norm;
+  float* x;
+  int stride, cols, tokens;
+};
+void norm_rows(Stream& stream, const NormRowsArgs& args);
+
+/// Chooses `used` experts for each token, as reference::route does. rows [experts][8] get the
+/// tokens that chose each, count [experts] how many; slot and weight [tokens][experts] say where a
+/// token stands in rows, -1 where it does not, and how much its expert counts.
+struct RouteArgs {
+  const float* logits;
+  int stride, tokens, experts, used;
+  int32_t *rows, *count, *slot;
+  float* weight;
+};
+void route(Stream& stream, const RouteArgs& args);
+
+/// x[m] += sum over a token's experts, in ascending order, of weight x out[expert][slot].
+struct CombineArgs {
+  const float* out;
+  int64_t expert_stride;
+  int out_stride, tokens, experts, cols;
+  const int32_t* slot;
+  const float* weight;
+  float* x;
+  int stride;
+};
+void combine(Stream& stream, const CombineArgs& args);
+
+/// Every row of the table and how often it ran in this process: what a test holds to "all".
+struct Reached {
+  std::string name;
+  uint64_t runs;
+};
+std::vector<Reached> reached();
+
+}  // namespace oq::cuda

@@ -1,0 +1,8 @@
+#include "kernels/cuda/packed_linear.h"
+
+namespace oq::cuda {
+
+template void start_packed<7, true, false>(Stream&, const PackedArgs&);
+template void start_packed<7, true, true>(Stream&, const PackedArgs&);
+
+}  // namespace oq::cuda

@@ -1,0 +1,107 @@
+#include "runtime/backend/cuda/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <string>
+
+#include "format/bytes.h"
+#include "format/error.h"
+
+namespace oq {
+namespace {
+
+constexpr int64_t kMostDim = 256;  ///< of a head: a lane has 8 of them
+
+}  // namespace
+
+CudaAttention::CudaAttention(cuda::Stream& stream, const Plan& plan)
+    : stream_(stream), plan_(plan) {
+  const ModelConfig& c = plan.config;
+  if (c.head_dim > kMostDim) {
+    throw Error({.what = "heads too wide for the CUDA kernels",
+                 .where = "head_dim",
+                 .expected = "at most " + std::to_string(kMostDim),
+                 .found = std::to_string(c.head_dim),
+                 .hint = "use --backend cpu"});
+  }
+  positions_ = int(round_up(uint64_t(plan.context), cuda::kKvStretch));
+  padded_dim_ = int(round_up(uint64_t(c.head_dim), 8));
+  stretches_ = positions_ / cuda::kKvStretch;
+  const uint64_t heads = uint64_t(plan.sequences) * uint64_t(c.kv_heads);
+  const uint64_t cells = heads * uint64_t(positions_) * uint64_t(padded_dim_);
+  const uint64_t bytes = cells * (plan.kv_bits > 8 ? uint64_t(plan.kv_bits) / 8 : 1);
+  for (int64_t l = 0; l < c.blocks; ++l) {
+    Layer layer{cuda::Memory(bytes), cuda::Memory(bytes), {}};
+    if (plan.kv_bits <= 8) layer.grids = cuda::Memory(heads * uint64_t(positions_) * 8);
+    layers_.push_back(std::move(layer));
+  }
+  const auto rows = uint64_t(std::min<int64_t>(plan.max_rows, cuda::kMaxTokens));
+  parts_ = cuda::Memory(rows * uint64_t(c.heads) * uint64_t(stretches_) *
+                        uint64_t(padded_dim_ + 2) * sizeof(float));
+  arrived_ = cuda::Memory(rows * uint64_t(c.kv_heads) * sizeof(uint32_t));
+  cuda::clear(stream_, arrived_.data(), arrived_.bytes());
+}
+
+/// In double, as the CPU does: a float's angle is wrong in its fourth digit at position 8000.
+void CudaAttention::make_rotations(const CudaWeight& inv_freq) {
+  const double factor = plan_.config.rope_attention_factor;
+  std::vector<float> turns;
+  turns.reserve(size_t(plan_.context) * inv_freq.values.size() * 2);
+  for (int64_t p = 0; p < plan_.context; ++p) {
+    for (float f : inv_freq.values) {
+      const double angle = double(p) * double(f);
+      turns.push_back(float(std::cos(angle) * factor));
+      turns.push_back(float(std::sin(angle) * factor));
+    }
+  }
+  rotations_ = cuda::uploaded(stream_, std::span<const float>(turns));
+}
+
+cuda::KvArgs CudaAttention::cache(int64_t layer) const {
+  const Layer& l = layers_[size_t(layer)];
+  return {.type = plan_.kv_bits == 32   ? cuda::KvType::f32
+                  : plan_.kv_bits == 16 ? cuda::KvType::f16
+                                        : cuda::KvType::codes,
+          .bits = plan_.kv_bits,
+          .positions = positions_,
+          .kv_heads = int(plan_.config.kv_heads),
+          .dim = int(plan_.config.head_dim),
+          .padded_dim = padded_dim_,
+          .keys = l.keys.data(),
+          .values = l.values.data(),
+          .grids = l.grids.as<uint16_t>()};
+}
+
+void CudaAttention::run(int64_t layer, const CudaBatch& batch, const CudaWeight* inv_freq,
+                        const CudaWeight* alibi, const float* qkv, int qkv_stride, float* out,
+                        int out_stride) {
+  const ModelConfig& c = plan_.config;
+  if (inv_freq != nullptr && rotations_.bytes() == 0) make_rotations(*inv_freq);
+  for (const CudaBatch::Slice& s : batch.slices()) {
+    cuda::attention(
+        stream_,
+        {.kv = cache(layer),
+         .qkv = qkv + int64_t(s.first) * qkv_stride,
+         .qkv_stride = qkv_stride,
+         .out = out + int64_t(s.first) * out_stride,
+         .out_stride = out_stride,
+         .heads = int(c.heads),
+         .window = int(c.window),
+         .rotations = inv_freq == nullptr ? nullptr : rotations_.as<float>(),
+         .rope_dim = int(c.rope_dim),
+         .alibi = alibi == nullptr ? nullptr : alibi->floats(),
+         .alibi_stride = alibi == nullptr ? 0 : std::get<cuda::DenseMatrix>(alibi->matrix).stride,
+         .query_bits = plan_.scheme.query_bits,
+         .runs = s.runs,
+         .run_first = s.run_first,
+         .order = s.order,
+         .positions = batch.positions() + s.first,
+         .sequences = batch.sequences() + s.first,
+         .stretches = s.last_position / cuda::kKvStretch + 1,
+         .parts = parts_.as<float>(),
+         .arrived = arrived_.as<uint32_t>()});
+  }
+}
+
+}  // namespace oq

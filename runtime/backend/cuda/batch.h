@@ -1,0 +1,49 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kernels/cuda/kernels.h"
+#include "runtime/backend/backend.h"
+
+namespace oq {
+
+/// A batch on the device, cut into slices of the 8 rows that a linear takes. Rows of one sequence
+/// are brought together for attention: within a slice they are one run, wherever they stand.
+class CudaBatch {
+ public:
+  struct Slice {
+    int first = 0, rows = 0;  ///< of the batch
+    int runs = 0;
+    int last_position = 0;     ///< the largest of its rows
+    const int32_t* run_first;  ///< [runs + 1], device
+    const int32_t* order;      ///< [rows], counted from `first`, device
+  };
+
+  /// Room for batches of up to max_rows rows.
+  CudaBatch(cuda::Stream& stream, int64_t max_rows);
+
+  void load(const Batch& batch);
+
+  std::span<const Slice> slices() const { return slices_; }
+  int rows() const { return rows_; }
+  int logit_rows() const { return logit_rows_; }
+  /// On the device, by row.
+  const int32_t* tokens() const { return memory_.as<int32_t>(); }
+  const int32_t* positions() const { return tokens() + max_rows_; }
+  const int32_t* sequences() const { return tokens() + 2 * max_rows_; }
+  /// On the device, which rows.
+  const int32_t* logit_list() const { return tokens() + 3 * max_rows_; }
+
+ private:
+  void add_slice(const Batch& batch, int first);
+
+  cuda::Stream& stream_;
+  int64_t max_rows_;
+  cuda::Memory memory_;
+  std::vector<int32_t> host_;  ///< what memory_ gets: 5 lists of max_rows, then run_first
+  std::vector<Slice> slices_;
+  int rows_ = 0, logit_rows_ = 0;
+};
+
+}  // namespace oq

@@ -1,0 +1,129 @@
+#include "runtime/backend/cuda/linear.h"
+
+#include <algorithm>
+
+#include "format/error.h"
+
+namespace oq {
+namespace {
+
+const CudaWeight& weight_of(const Linear& l) { return static_cast<const CudaWeight&>(*l.weight); }
+const CudaWeight* cuda_weight(const Weight* w) { return static_cast<const CudaWeight*>(w); }
+
+bool same_kernel(const CudaWeight& a, const CudaWeight& b) {
+  if (a.matrix.index() != b.matrix.index()) return false;
+  if (const auto* d = std::get_if<cuda::DenseMatrix>(&a.matrix)) {
+    return d->type == std::get<cuda::DenseMatrix>(b.matrix).type;
+  }
+  const auto& p = std::get<cuda::PackedMatrix>(a.matrix);
+  const auto& q = std::get<cuda::PackedMatrix>(b.matrix);
+  return p.field_bits == q.field_bits && p.five_levels == q.five_levels;
+}
+
+Error mixed_kinds() {
+  return Error({.what = "weights that go together are stored in two ways",
+                .where = "cuda backend",
+                .hint = "use --backend cpu"});
+}
+
+template <class Matrix>
+cuda::LinearArgs<Matrix> args_of(const Linear& l, int column) {
+  const CudaWeight* bias = cuda_weight(l.bias);
+  return {std::get<Matrix>(weight_of(l).matrix), bias == nullptr ? nullptr : bias->floats(),
+          column};
+}
+
+}  // namespace
+
+cuda::NormArgs norm_args(const Norm& norm) {
+  if (norm.weight == nullptr) return {};
+  const CudaWeight &weight = *cuda_weight(norm.weight), *bias = cuda_weight(norm.bias);
+  return {.kind = bias == nullptr ? cuda::NormKind::rms : cuda::NormKind::layer,
+          .weight = weight.floats(),
+          .bias = bias == nullptr ? nullptr : bias->floats(),
+          .eps = norm.eps,
+          .weight_peak = weight.peak,
+          .bias_peak = bias == nullptr ? 0.0f : bias->peak};
+}
+
+template <>
+void CudaLinears::start(const cuda::PackedArgs& args) {
+  cuda::packed_linears(stream_, args);
+}
+template <>
+void CudaLinears::start(const cuda::DenseArgs& args) {
+  cuda::dense_linears(stream_, args);
+}
+
+template <class Matrix>
+void CudaLinears::run_kind(std::span<const Linear> linears, int column, const cuda::InputArgs& in,
+                           const cuda::OutputArgs& out) {
+  cuda::LinearsArgs<Matrix> args{.in = in,
+                                 .out = out,
+                                 .count = int(linears.size()),
+                                 .linears = {},
+                                 .experts = nullptr,
+                                 .expert_count = 0};
+  for (size_t i = 0; i < linears.size(); ++i) {
+    args.linears[i] = args_of<Matrix>(linears[i], column);
+    if (out.finish != cuda::Finish::activate) column += args.linears[i].matrix.rows;
+  }
+  start(args);
+}
+
+void CudaLinears::run(std::span<const Linear> linears, const cuda::InputArgs& in,
+                      const cuda::OutputArgs& out) {
+  int column = 0;
+  for (size_t from = 0; from < linears.size();) {
+    size_t to = from + 1;
+    while (to < linears.size() && to - from < size_t(cuda::kMaxLinears) &&
+           same_kernel(weight_of(linears[from]), weight_of(linears[to]))) {
+      ++to;
+    }
+    const auto part = linears.subspan(from, to - from);
+    if (out.finish == cuda::Finish::activate && part.size() != linears.size()) throw mixed_kinds();
+    if (std::holds_alternative<cuda::PackedMatrix>(weight_of(part.front()).matrix)) {
+      run_kind<cuda::PackedMatrix>(part, column, in, out);
+    } else {
+      run_kind<cuda::DenseMatrix>(part, column, in, out);
+    }
+    for (const Linear& l : part) column += weight_of(l).rows();
+    from = to;
+  }
+}
+
+template <class Matrix>
+void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, Table& table,
+                                  const cuda::InputArgs& in, const cuda::OutputArgs& out) {
+  const std::vector<Linear>& first = experts.front();
+  if (!table.ready) {
+    std::vector<cuda::LinearArgs<Matrix>> all;
+    for (const auto& expert : experts) {
+      for (const Linear& l : expert) {
+        if (!same_kernel(weight_of(first.front()), weight_of(l))) throw mixed_kinds();
+        all.push_back(args_of<Matrix>(l, 0));
+      }
+    }
+    table.memory = cuda::uploaded(stream_, std::span<const cuda::LinearArgs<Matrix>>(all));
+    table.ready = true;
+  }
+  cuda::LinearsArgs<Matrix> args{.in = in,
+                                 .out = out,
+                                 .count = int(first.size()),
+                                 .linears = {},
+                                 .experts = table.memory.as<cuda::LinearArgs<Matrix>>(),
+                                 .expert_count = int(experts.size())};
+  for (size_t i = 0; i < first.size(); ++i) args.linears[i] = args_of<Matrix>(first[i], 0);
+  start(args);
+}
+
+void CudaLinears::run_experts(std::span<const std::vector<Linear>> experts, Table& table,
+                              const cuda::InputArgs& in, const cuda::OutputArgs& out) {
+  if (std::holds_alternative<cuda::PackedMatrix>(weight_of(experts[0][0]).matrix)) {
+    run_expert_kind<cuda::PackedMatrix>(experts, table, in, out);
+  } else {
+    run_expert_kind<cuda::DenseMatrix>(experts, table, in, out);
+  }
+}
+
+}  // namespace oq

@@ -1,0 +1,216 @@
+/// Attention on the device, with RoPE and the append in front of it, against the reference.
+
+#include "kernels/kv_grid.h"
+#include "kernels/reference/ops.h"
+#include "tests/cuda/on_device.h"
+
+using namespace oq;
+using namespace oq::test;
+using cuda::KvType;
+
+namespace {
+
+struct Shape {
+  int heads, kv_heads, dim, rope_dim;
+  int window = 0;
+  bool alibi = false;
+  int query_bits = 16;
+};
+
+/// Sequences on the device and as the reference sees them, fed with random rows.
+class Sequences {
+ public:
+  static constexpr int kRoom = 384;
+
+  Sequences(cuda::Stream& stream, const Shape& shape, KvType type, int bits, int sequences)
+      : stream_(stream), shape_(shape), type_(type), bits_(bits), lengths_(size_t(sequences), 0) {
+    const int padded = (shape.dim + 7) / 8 * 8;
+    const size_t positions = size_t(sequences * shape.kv_heads * kRoom);
+    const size_t cell = type == KvType::f32 ? 4 : type == KvType::f16 ? 2 : 1;
+    keys_ = cuda::Memory(positions * size_t(padded) * cell);
+    values_ = cuda::Memory(positions * size_t(padded) * cell);
+    grids_ = cuda::Memory(positions * 8);
+    kv_ = {.type = type,
+           .bits = bits,
+           .positions = kRoom,
+           .kv_heads = shape.kv_heads,
+           .dim = shape.dim,
+           .padded_dim = padded,
+           .keys = keys_.data(),
+           .values = values_.data(),
+           .grids = grids_.as<uint16_t>()};
+    Rng rng(5);
+    for (int i = 0; i < shape.rope_dim / 2; ++i)
+      inv_freq_.push_back(std::pow(100.0f, -float(i) / 8));
+    for (int p = 0; p < kRoom; ++p) {
+      for (float f : inv_freq_) {
+        rotations_.push_back(float(std::cos(double(p) * double(f))));
+        rotations_.push_back(float(std::sin(double(p) * double(f))));
+      }
+    }
+    if (shape.rope_dim > 0) turns_ = cuda::uploaded(stream, std::span<const float>(rotations_));
+    alibi_ = random_floats(rng, size_t(shape.heads * kRoom), 0.0f, 2.0f);
+    biases_ = cuda::uploaded(stream, std::span<const float>(alibi_));
+    plain_keys_.resize(size_t(sequences * shape.kv_heads));
+    plain_values_.resize(plain_keys_.size());
+  }
+
+  /// One launch: a row for each entry, of these sequences.
+  void step(Rng& rng, const std::vector<int32_t>& sequences) {
+    const int rows = int(sequences.size()), dim = shape_.dim;
+    const int width = (shape_.heads + 2 * shape_.kv_heads) * dim;
+    const auto qkv = random_floats(rng, size_t(rows * width), 0.1f, 1.5f);
+    std::vector<int32_t> positions, order, first = {0};
+    for (int32_t s : sequences) positions.push_back(lengths_[size_t(s)]++);
+    for (int s = 0; s < int(lengths_.size()); ++s) {
+      for (int m = 0; m < rows; ++m) {
+        if (sequences[size_t(m)] == s) order.push_back(m);
+      }
+      if (int(order.size()) > first.back()) first.push_back(int32_t(order.size()));
+    }
+    const DeviceRows in(stream_, rows, width, qkv), out(stream_, rows, shape_.heads * dim);
+    launch(in, out, sequences, positions, order, first);
+    std::vector<float> truth;
+    for (int m = 0; m < rows; ++m)
+      remember(qkv.data() + m * width, sequences[size_t(m)], positions[size_t(m)]);
+    for (int m = 0; m < rows; ++m) {
+      for (float v : expected(qkv.data() + m * width, sequences[size_t(m)], positions[size_t(m)])) {
+        truth.push_back(v);
+      }
+    }
+    CAPTURE(positions.front());
+    CAPTURE(rows);
+    CHECK_CLOSE(out.read(), truth, 2e-5, 1e-4, 1e-10);
+  }
+
+  void skip_to(Rng& rng, int sequence, int length) {
+    while (lengths_[size_t(sequence)] < length) {
+      step(rng, std::vector<int32_t>(size_t(std::min(64, length - lengths_[size_t(sequence)])),
+                                     sequence));
+    }
+  }
+
+ private:
+  void launch(const DeviceRows& in, const DeviceRows& out, const std::vector<int32_t>& sequences,
+              const std::vector<int32_t>& positions, const std::vector<int32_t>& order,
+              const std::vector<int32_t>& first) {
+    const int rows = int(sequences.size()), runs = int(first.size()) - 1;
+    const auto up = [&](const std::vector<int32_t>& v) {
+      return cuda::uploaded(stream_, std::span<const int32_t>(v));
+    };
+    const cuda::Memory s = up(sequences), p = up(positions), o = up(order), f = up(first);
+    const int last = *std::max_element(positions.begin(), positions.end());
+    const int stretches = last / cuda::kKvStretch + 1;
+    const cuda::Memory parts(size_t(rows * shape_.heads * stretches * (kv_.padded_dim + 2)) * 4);
+    const cuda::Memory arrived(size_t(runs * shape_.kv_heads) * 4);
+    cuda::clear(stream_, arrived.data(), arrived.bytes());
+    cuda::attention(stream_, {.kv = kv_,
+                              .qkv = in.data(),
+                              .qkv_stride = in.stride(),
+                              .out = out.data(),
+                              .out_stride = out.stride(),
+                              .heads = shape_.heads,
+                              .window = shape_.window,
+                              .rotations = shape_.rope_dim > 0 ? turns_.as<float>() : nullptr,
+                              .rope_dim = shape_.rope_dim,
+                              .alibi = shape_.alibi ? biases_.as<float>() : nullptr,
+                              .alibi_stride = kRoom,
+                              .query_bits = shape_.query_bits,
+                              .runs = runs,
+                              .run_first = f.as<int32_t>(),
+                              .order = o.as<int32_t>(),
+                              .positions = p.as<int32_t>(),
+                              .sequences = s.as<int32_t>(),
+                              .stretches = stretches,
+                              .parts = parts.as<float>(),
+                              .arrived = arrived.as<uint32_t>()});
+    stream_.synchronize();
+  }
+
+  std::span<float> rotated(std::vector<float>& head, int position) const {
+    reference::rope(head, inv_freq_, position, 1.0);
+    return head;
+  }
+
+  void stored(std::span<float> v) const {
+    if (type_ == KvType::codes) return reference::fake_quantize_kv(v, bits_);
+    if (type_ == KvType::f32) return;
+    for (float& x : v) x = to_float(to_f16(x));
+  }
+
+  void remember(const float* row, int sequence, int position) {
+    const int dim = shape_.dim;
+    for (int h = 0; h < shape_.kv_heads; ++h) {
+      const float* k = row + (shape_.heads + h) * dim;
+      const float* v = row + (shape_.heads + shape_.kv_heads + h) * dim;
+      std::vector<float> key(k, k + dim), value(v, v + dim);
+      stored(rotated(key, position));
+      stored(value);
+      const auto at = size_t(sequence * shape_.kv_heads + h);
+      plain_keys_[at].insert(plain_keys_[at].end(), key.begin(), key.end());
+      plain_values_[at].insert(plain_values_[at].end(), value.begin(), value.end());
+    }
+  }
+
+  std::vector<float> expected(const float* row, int sequence, int position) const {
+    std::vector<float> all;
+    const int dim = shape_.dim;
+    const int first = shape_.window > 0 ? std::max(0, position - shape_.window + 1) : 0;
+    for (int h = 0; h < shape_.heads; ++h) {
+      std::vector<float> q(row + h * dim, row + (h + 1) * dim), out(static_cast<size_t>(dim));
+      rotated(q, position);
+      if (shape_.query_bits < 16) reference::fake_quantize(q, shape_.query_bits);
+      const auto at = size_t(sequence * shape_.kv_heads + h / (shape_.heads / shape_.kv_heads));
+      std::span<const float> bias;
+      if (shape_.alibi) bias = std::span(alibi_).subspan(size_t(h * kRoom + first));
+      reference::attention(q, std::span(plain_keys_[at]).subspan(size_t(first * dim)),
+                           std::span(plain_values_[at]).subspan(size_t(first * dim)), bias,
+                           position + 1 - first, out);
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    return all;
+  }
+
+  cuda::Stream& stream_;
+  Shape shape_;
+  KvType type_;
+  int bits_;
+  std::vector<int32_t> lengths_;
+  cuda::Memory keys_, values_, grids_, turns_, biases_;
+  cuda::KvArgs kv_{};
+  std::vector<float> inv_freq_, rotations_, alibi_;
+  std::vector<std::vector<float>> plain_keys_, plain_values_;
+};
+
+void check(const Shape& shape, KvType type, int bits) {
+  cuda::Stream stream;
+  Sequences s(stream, shape, type, bits, 3);
+  Rng rng(uint32_t(shape.dim + bits));
+  CAPTURE(shape.dim);
+  CAPTURE(bits);
+  s.step(rng, {1});
+  s.step(rng, {1, 1, 1, 0});
+  s.step(rng, {2, 0, 2, 1, 0});  // rows of a sequence apart
+  s.skip_to(rng, 0, 127);
+  s.step(rng, {0, 0, 0});  // over the end of a stretch
+  s.skip_to(rng, 0, 300);
+  s.step(rng, {0, 2});
+}
+
+}  // namespace
+
+TEST_CASE("attention on the device equals the reference") {
+  const Shape llama{.heads = 6, .kv_heads = 2, .dim = 20, .rope_dim = 16};
+  check(llama, KvType::f32, 32);
+  check(llama, KvType::f16, 16);
+  for (int bits : {2, 4, 8}) check(llama, KvType::codes, bits);
+}
+
+TEST_CASE("attention on the device: single heads, many queries, windows, ALiBi, wide heads") {
+  check({.heads = 9, .kv_heads = 1, .dim = 64, .rope_dim = 64}, KvType::f16, 16);
+  check({.heads = 2, .kv_heads = 2, .dim = 128, .rope_dim = 0, .alibi = true}, KvType::f16, 16);
+  check({.heads = 2, .kv_heads = 1, .dim = 256, .rope_dim = 64}, KvType::codes, 8);
+  check({.heads = 2, .kv_heads = 1, .dim = 33, .rope_dim = 0, .window = 40}, KvType::f32, 32);
+  check({.heads = 4, .kv_heads = 2, .dim = 8, .rope_dim = 8, .window = 150, .query_bits = 6},
+        KvType::f32, 32);
+}

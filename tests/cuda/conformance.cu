@@ -1,0 +1,88 @@
+/// One kernel for each instruction of kernels/cuda/device.h, all lanes' results written out. Run
+/// by the emulator and by a GPU, they are held to the same expectation (conformance_test.cpp).
+
+#include "kernels/cuda/device.h"
+#include "tests/cuda/conformance.h"
+
+namespace oq::test {
+namespace {
+
+using namespace oq::cuda;
+
+__global__ void mma_f16_kernel(ConformanceArgs a) {
+  const int lane = lane_id();
+  float c[4];
+  uint32_t x[4], y[2];
+  for (int i = 0; i < 4; ++i) c[i] = bits_to_float(a.in[lane * 10 + i]);
+  for (int i = 0; i < 4; ++i) x[i] = a.in[lane * 10 + 4 + i];
+  for (int i = 0; i < 2; ++i) y[i] = a.in[lane * 10 + 8 + i];
+  mma_f16(c, x, y);
+  for (int i = 0; i < 4; ++i) a.out[lane * 4 + i] = float_to_bits(c[i]);
+}
+
+__global__ void mma_s8_kernel(ConformanceArgs a) {
+  const int lane = lane_id();
+  int32_t c[4];
+  uint32_t x[4], y[2];
+  for (int i = 0; i < 4; ++i) c[i] = int32_t(a.in[lane * 10 + i]);
+  for (int i = 0; i < 4; ++i) x[i] = a.in[lane * 10 + 4 + i];
+  for (int i = 0; i < 2; ++i) y[i] = a.in[lane * 10 + 8 + i];
+  mma_s8(c, x, y);
+  for (int i = 0; i < 4; ++i) a.out[lane * 4 + i] = uint32_t(c[i]);
+}
+
+__global__ void warp_kernel(ConformanceArgs a) {
+  const int lane = lane_id();
+  const float x = bits_to_float(a.in[lane]);
+  a.out[lane] = float_to_bits(shuffle_xor(x, 5));
+  a.out[32 + lane] = float_to_bits(shuffle(x, (lane * 3 + 1) % 32));
+  a.out[64 + lane] = ballot(a.in[lane] % 3 == 0);
+}
+
+/// 65536 halves to floats, and floats to halves.
+__global__ void halves_kernel(ConformanceArgs a) {
+  for (int i = block_x() * block_threads() + thread_id(); i < 65536;
+       i += grid_x() * block_threads()) {
+    a.out[i] = float_to_bits(half_to_float(uint16_t(i)));
+    a.out[65536 + i] = float_to_half(bits_to_float(a.in[i]));
+  }
+}
+
+/// Each thread copies 16 bytes in each of two groups; reads another thread's after the barrier.
+__global__ void copy_kernel(ConformanceArgs a) {
+  auto* shared = reinterpret_cast<uint32_t*>(shared_memory());
+  const int n = block_threads(), t = thread_id();
+  async_copy16(shared + 4 * t, a.in + 4 * t);
+  async_commit();
+  async_copy16(shared + 4 * (n + t), a.in + 4 * (n + t));
+  async_commit();
+  async_wait<1>();
+  sync_block();
+  for (int i = 0; i < 4; ++i) a.out[4 * t + i] = shared[4 * (n - 1 - t) + i];
+  async_wait<0>();
+  sync_block();
+  for (int i = 0; i < 4; ++i) a.out[4 * (n + t) + i] = shared[4 * (2 * n - 1 - t) + i];
+}
+
+__global__ void atomics_kernel(ConformanceArgs a) { atomic_add(a.out, a.in[thread_id()]); }
+
+}  // namespace
+
+void run_conformance(cuda::Stream& stream, Instruction what, ConformanceArgs args) {
+  switch (what) {
+    case Instruction::mma_f16:
+      return launch(stream, "mma_f16", mma_f16_kernel, {}, args);
+    case Instruction::mma_s8:
+      return launch(stream, "mma_s8", mma_s8_kernel, {}, args);
+    case Instruction::warp:
+      return launch(stream, "warp", warp_kernel, {}, args);
+    case Instruction::halves:
+      return launch(stream, "halves", halves_kernel, {.x = 4, .threads = 128}, args);
+    case Instruction::copy:
+      return launch(stream, "copy", copy_kernel, {.threads = 64, .shared = 2048}, args);
+    case Instruction::atomics:
+      return launch(stream, "atomics", atomics_kernel, {.x = 7, .threads = 96}, args);
+  }
+}
+
+}  // namespace oq::test
