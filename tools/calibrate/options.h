@@ -21,7 +21,8 @@ struct Learning {
   double clip_rate = 3e-2;  ///< AdamW's; the paper's 1e-2 is for 16 times the steps
   double transform_rate = 5e-3;
   bool aug_loss = false;  ///< also towards the full-precision block on the quantized block's inputs
-  bool faithful = false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
+  bool faithful =
+      false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
 };
 
 /// Whether a method is one of those that do.
