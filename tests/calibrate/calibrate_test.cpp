@@ -42,8 +42,9 @@ std::string bytes_of(const fs::path& path) { return test::read_file(path); }
 
 /// Of what a file computes with; its options are metadata.
 std::vector<uint32_t> tensor_crcs(const fs::path& path) {
+  const auto file = File::open(path);
   std::vector<uint32_t> crcs;
-  for (const TensorInfo& t : File::open(path)->tensors()) crcs.push_back(t.crc);
+  for (const TensorInfo& t : file->tensors()) crcs.push_back(t.crc);
   return crcs;
 }
 
