@@ -162,6 +162,25 @@ TEST_CASE("the squared error is the mean, and its gradient adds up") {
   CHECK(d[7] == doctest::Approx(0.5 + 0.25 * 2 * double(y[7] - target[7]) / 3000));
 }
 
+TEST_CASE("a relative error does not see how large a token is") {
+  constexpr int64_t kRows = 3, kCols = 40;
+  std::vector<float> y = normals(kRows * kCols, 1), target = normals(kRows * kCols, 2);
+  std::vector<float> d(y.size());
+  const double before = relative_error(y, target, kCols, 1.0, d);
+  double truth = 0;
+  for (size_t t = 0; t < kRows; ++t) {
+    double error = 0, size = 0;
+    for (size_t i = t * kCols; i < (t + 1) * kCols; ++i) {
+      error += std::pow(double(y[i]) - double(target[i]), 2);
+      size += std::pow(double(target[i]), 2);
+    }
+    truth += error / size / kRows;
+  }
+  CHECK(before == doctest::Approx(truth));
+  for (size_t i = 0; i < kCols; ++i) y[i] *= 500, target[i] *= 500;
+  CHECK(relative_error(y, target, kCols, 1.0, d) == doctest::Approx(before));
+}
+
 TEST_CASE("losses have the gradients that finite differences say") {
   constexpr int64_t kRows = 6, kCols = 40;
   const std::vector<float> target = normals(kRows * kCols, 2);
@@ -185,6 +204,9 @@ TEST_CASE("losses have the gradients that finite differences say") {
   };
   check(y, [&](const std::vector<float>& x, std::vector<float>& d) {
     return log_cosine(x, target, kCols, 0.5, d);
+  });
+  check(y, [&](const std::vector<float>& x, std::vector<float>& d) {
+    return relative_error(x, target, kCols, 0.5, d);
   });
   constexpr int64_t kTokens = 12;  // rows of probabilities, below the diagonal
   std::vector<float> p(kTokens * kTokens), q = p;

@@ -283,9 +283,11 @@ double BlockLearner::learn_window(int64_t window, double share) {
 }
 
 double BlockLearner::towards(std::span<const float> target, double share) {
-  double loss = squared_error(output_, target, share, d_output_);
+  const int64_t cols = job_.config().hidden;
+  double loss = recipe_.relative ? relative_error(output_, target, cols, share, d_output_)
+                                 : squared_error(output_, target, share, d_output_);
   if (recipe_.cosine) {
-    loss += log_cosine(output_, target, job_.config().hidden, share, d_output_);
+    loss += log_cosine(output_, target, cols, share, d_output_);
   }
   return loss;
 }

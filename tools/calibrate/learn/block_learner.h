@@ -15,6 +15,7 @@ namespace oq::calibrate {
 
 /// What is learned from, and what is learned beside clipping and transformation.
 struct Recipe {
+  bool relative = true;       ///< errors count by the size of their token's target
   bool own_targets = false;   ///< also towards the full-precision block on the same inputs
   bool cosine = false;        ///< log_cosine beside the squared error
   bool attention = false;     ///< map_divergence from the full-precision block on the same inputs

@@ -24,6 +24,21 @@ double squared_error(std::span<const float> y, std::span<const float> target, do
   return sum * factor;
 }
 
+double relative_error(std::span<const float> y, std::span<const float> target, int64_t cols,
+                      double share, std::span<float> d_y) {
+  constexpr double kLeast = 1e-12;  // of a target's square
+  const int64_t rows = int64_t(y.size()) / cols;
+  double sum = 0;
+  for (int64_t t = 0; t < rows; ++t) {
+    const float *a = y.data() + t * cols, *b = target.data() + t * cols;
+    const double size = double(lane_sum(cols, [&](int64_t i) { return b[i] * b[i]; }));
+    const double row_share = share * double(cols) / (double(rows) * std::max(size, kLeast));
+    sum += squared_error({a, size_t(cols)}, {b, size_t(cols)}, row_share,
+                         d_y.subspan(size_t(t * cols), size_t(cols)));
+  }
+  return sum;
+}
+
 double log_cosine(std::span<const float> y, std::span<const float> target, int64_t cols,
                   double share, std::span<float> d_y) {
   constexpr double kLeast = 1e-8;  // of the product of lengths, as in torch

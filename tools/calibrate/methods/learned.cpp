@@ -10,10 +10,12 @@
 /// Its five levels are a scheme, w2*. Attention maps are compared to those of the full-precision
 /// block on the same inputs, where the reference has those of the full-precision model.
 ///
+/// A token's error counts by the size of its target, not as it is.
+///
 /// --faithful keeps to their code where it differs and a file can express it: q and k scaled by
 /// dimension under RoPE (which is no equivalence), scales started from one linear of each pair and
-/// the first query head of a group; and for OmniQuant no up -> down, and codes chosen from weights
-/// folded in f16.
+/// the first query head of a group; errors as they are; and for OmniQuant no up -> down, and codes
+/// chosen from weights folded in f16.
 
 #include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/method.h"
@@ -42,7 +44,8 @@ class Learner final : public Method {
   Recipe recipe(const BlockJob& job) const {
     const Learning& o = job.options().learning;
     const int64_t from_end = job.config().blocks - job.index();
-    return {.own_targets = abq_ || o.aug_loss,
+    return {.relative = !o.faithful,
+            .own_targets = abq_ || o.aug_loss,
             .cosine = abq_,
             .attention = abq_,
             .compensation =
