@@ -32,6 +32,12 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   if (options.sequences < 1 || options.max_rows < 1) {
     throw Error({.what = "a decoder needs a sequence and a row", .where = "decoder options"});
   }
+  if (const int kv = plan_.kv_bits; (kv < 2 || kv > 8) && kv != 16 && kv != 32) {
+    throw Error({.what = "a KV cache has no such width",
+                 .where = "decoder options",
+                 .expected = "2 to 8, 16 or 32 bits",
+                 .found = std::to_string(kv)});
+  }
   if (plan_.context > plan_.config.context) {
     throw Error({.what = "context is longer than the model was made for",
                  .where = file_->path().string(),

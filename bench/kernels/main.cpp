@@ -60,34 +60,51 @@ class Tensors {
   std::vector<std::byte> bytes_;
 };
 
-/// Rows of activations, quantized as the linears want them.
-cpu::Int8Rows activations(const cpu::Kernels& k, int64_t tokens) {
-  cpu::Int8Rows x;
-  x.resize(tokens, kCols);
-  Rng rng(2);
-  std::vector<float> row(kCols);
-  for (int64_t m = 0; m < tokens; ++m) {
-    for (float& v : row) v = rng.spread();
-    k.quantize_row(row.data(), kCols, x.row_codes(m), x.row_scales(m), x.row_sums(m), x.blocks);
+/// Rows of activations, quantized as the scheme's linears want them.
+struct Activations {
+  cpu::Int8Rows int8;     ///< a16
+  cpu::GridRows on_grid;  ///< a8 and below
+
+  Activations(const cpu::Kernels& k, int bits, int64_t tokens) {
+    int8.resize(tokens, kCols);
+    on_grid.resize(tokens, kCols);
+    const auto grid = ActivationGrid::of(-2.0f, 2.5f, std::min(bits, 8));
+    Rng rng(2);
+    std::vector<float> row(kCols);
+    for (int64_t m = 0; m < tokens; ++m) {
+      for (float& v : row) v = rng.spread();
+      k.quantize_row(row.data(), kCols, int8.row_codes(m), int8.row_scales(m), int8.row_sums(m),
+                     int8.blocks);
+      k.quantize_row_to(grid, row.data(), kCols, on_grid.row_codes(m), on_grid.row_sums(m),
+                        on_grid.blocks);
+      on_grid.scales[size_t(m)] = grid.scale;
+      on_grid.shifts[size_t(m)] = grid.shift();
+    }
   }
-  return x;
-}
+};
 
 /// Threads share out the panels of each tensor, as a linear's pieces are shared out.
-void packed_int8(benchmark::State& state, const cpu::Kernels* k, Scheme scheme, uint64_t rows,
-                 uint64_t bytes, int64_t tokens) {
+void packed(benchmark::State& state, const cpu::Kernels* k, Scheme scheme, uint64_t rows,
+            uint64_t bytes, int64_t tokens) {
   static std::unique_ptr<Tensors> tensors;
   if (state.thread_index() == 0) {
     tensors = std::make_unique<Tensors>(packing_of(scheme), rows, bytes);
   }
-  const cpu::Int8Rows x = activations(*k, tokens);
+  const Activations x(*k, scheme.activation_bits, tokens);
+  const std::vector<double> live_sums(rows, 0.5);
   std::vector<float> y(size_t(tokens) * rows);
   uint64_t next = 0;
   for (auto _ : state) {  // the first pass waits for all threads, and so for the tensors
     const auto panels = int64_t(tensors->layout().panels);
     const int64_t n = state.threads(), i = state.thread_index();
-    k->packed_int8(tensors->view(next++ % tensors->count()), x, nullptr, tokens, panels * i / n,
-                   panels * (i + 1) / n, {y.data(), int64_t(rows)});
+    const int64_t begin = panels * i / n, end = panels * (i + 1) / n;
+    const cpu::MutableRows out{y.data(), int64_t(rows)};
+    const PackedView view = tensors->view(next++ % tensors->count());
+    if (scheme.activation_bits < 16) {
+      k->packed_grid(view, x.on_grid, live_sums.data(), nullptr, tokens, begin, end, out);
+    } else {
+      k->packed_int8(view, x.int8, nullptr, tokens, begin, end, out);
+    }
     benchmark::ClobberMemory();
   }
   // Counters of all threads are added up; each has done its share of the rows.
@@ -104,8 +121,8 @@ void add(const cpu::Kernels* k, const char* scheme, bool cache, int64_t tokens) 
   const uint64_t rows = cache ? kCacheRows : 2048;
   const std::string name =
       fmt::format("{}/{}/{}/tokens:{}", k->name, scheme, cache ? "cache" : "memory", tokens);
-  auto* b = benchmark::RegisterBenchmark(name.c_str(), packed_int8, k, s, rows,
-                                         cache ? 0 : kMemoryBytes, tokens);
+  auto* b = benchmark::RegisterBenchmark(name.c_str(), packed, k, s, rows, cache ? 0 : kMemoryBytes,
+                                         tokens);
   b->UseRealTime()->Threads(1);
   if (!cache) b->Threads(2);
 }
@@ -176,8 +193,9 @@ void add_attention(const cpu::Kernels* k, int64_t queries, int64_t head_dim, boo
 int main(int argc, char** argv) {
   for (const cpu::Kernels* k : cpu::available_kernels()) {
     if (k->name == "scalar") continue;  // the truth, not a contender
-    for (const char* scheme : {"w2a16g128", "w2*a16g192", "w3a16g128", "w4a16g128", "w4a16g64",
-                               "w4a16g32", "w5a16g128", "w6a16g128", "w7a16g128", "w8a16g128"}) {
+    for (const char* scheme :
+         {"w2a16g128", "w2*a16g192", "w3a16g128", "w4a16g128", "w4a16g64", "w4a16g32", "w5a16g128",
+          "w6a16g128", "w7a16g128", "w8a16g128", "w2a8g128", "w4a8g128", "w4a8", "w4a4", "w8a8"}) {
       for (int64_t tokens : {1, 2, 4, 8, 128}) add(k, scheme, true, tokens);
       for (int64_t tokens : {1, 8}) add(k, scheme, false, tokens);
     }

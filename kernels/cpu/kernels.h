@@ -78,6 +78,19 @@ struct DenseView {
   int64_t rows = 0, cols = 0;
 };
 
+/// f(elements of w, in their type)
+template <class F>
+void with_elements(const DenseView& w, F&& f) {
+  switch (w.type) {
+    case DenseView::Type::f32:
+      return f(static_cast<const float*>(w.data));
+    case DenseView::Type::f16:
+      return f(static_cast<const f16*>(w.data));
+    case DenseView::Type::bf16:
+      return f(static_cast<const bf16*>(w.data));
+  }
+}
+
 /// Positions that one tile of keys holds side by side: scores of 8 positions are one vector.
 constexpr int64_t kKeyTile = 8;
 

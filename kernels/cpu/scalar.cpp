@@ -262,24 +262,13 @@ float dot(const T* w, const float* x, int64_t n) {
   return sum;
 }
 
-template <class T>
-void dense_typed(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end,
-                 MutableRows y) {
-  const T* data = static_cast<const T*>(w.data);
-  for (int64_t n = begin; n < end; ++n) {
-    for (int64_t m = 0; m < tokens; ++m) y.row(m)[n] = dot(data + n * w.cols, x.row(m), w.cols);
-  }
-}
-
 void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end, MutableRows y) {
-  switch (w.type) {
-    case DenseView::Type::f32:
-      return dense_typed<float>(w, x, tokens, begin, end, y);
-    case DenseView::Type::f16:
-      return dense_typed<f16>(w, x, tokens, begin, end, y);
-    case DenseView::Type::bf16:
-      return dense_typed<bf16>(w, x, tokens, begin, end, y);
-  }
+  with_elements(w, [&](const auto* elements) {
+    for (int64_t n = begin; n < end; ++n) {
+      const auto* row = elements + n * w.cols;
+      for (int64_t m = 0; m < tokens; ++m) y.row(m)[n] = dot(row, x.row(m), w.cols);
+    }
+  });
 }
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {

@@ -1,10 +1,11 @@
 #pragma once
 
 /// What kernels may ask of the machine: the only file of kernels/cuda with device intrinsics and
-/// PTX. Its twin for the host, tests/simt/device.h, has the same names. Kernels are written in the
-/// C++ that both compilers share, take one struct of arguments, and are started by `launch`.
-#if defined(OQ_SIMT)
-#include "tests/simt/device.h"
+/// PTX. Kernels are written in the C++ that both compilers share, take one struct of arguments, and
+/// are started by `launch`. A build for the host names a twin with the same names instead: the
+/// emulator's is tests/simt/device.h.
+#if defined(OQ_DEVICE_TWIN)
+#include OQ_DEVICE_TWIN
 #else
 
 #include <cstddef>

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <functional>
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -140,26 +141,37 @@ TEST_CASE("weak columns are stored in the type that was asked for") {
   CHECK(bf16 == doctest::Approx(f16).epsilon(0.02));
 }
 
-TEST_CASE("learning lowers the loss of every block, in every variant") {
-  const TempDir dir;
+namespace {
+
+/// Options of every method that learns, on a model of every variant.
+void for_learners(const TempDir& dir, const char* scheme,
+                  const std::function<void(calibrate::Options, const ModelConfig&)>& f) {
   for (const ModelConfig& config : test::variant_configs()) {
     test::TinyOq tiny;
     tiny.config = config;
     test::make_tiny_oq(dir / "in.oq", tiny);
     for (const char* method : {"omniquant", "abq"}) {
       CAPTURE(method);
-      auto o = options_of(dir / "in.oq", dir / "out.oq", method, "w3a16");
-      o.learning.epochs = 20;
-      o.learning.clip_rate = 0.1;    // steps of 2 % of a range, against the noise of few weights
-      o.learning.batch = o.windows;  // every step is one of the whole text
-      const auto result = calibrate::calibrate(o);
-      REQUIRE(result.losses.size() == size_t(config.blocks));
-      for (const auto& losses : result.losses) {
-        REQUIRE(losses.size() == 20);
-        CHECK(losses.back() < losses.front());
-      }
+      f(options_of(dir / "in.oq", dir / "a.oq", method, scheme), config);
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("learning lowers the loss of every block, in every variant") {
+  const TempDir dir;
+  for_learners(dir, "w3a16", [](calibrate::Options o, const ModelConfig& config) {
+    o.learning.epochs = 20;
+    o.learning.clip_rate = 0.1;    // steps of 2 % of a range, against the noise of few weights
+    o.learning.batch = o.windows;  // every step is one of the whole text
+    const auto result = calibrate::calibrate(o);
+    REQUIRE(result.losses.size() == size_t(config.blocks));
+    for (const auto& losses : result.losses) {
+      REQUIRE(losses.size() == 20);
+      CHECK(losses.back() < losses.front());
+    }
+  });
 }
 
 TEST_CASE("a learned file computes what was learned, in batches or not, on one thread or two") {
@@ -180,22 +192,16 @@ TEST_CASE("a learned file computes what was learned, in batches or not, on one t
 
 TEST_CASE("as the references do it is another result, which runs as well") {
   const TempDir dir;
-  for (const ModelConfig& config : test::variant_configs()) {
-    test::TinyOq tiny;
-    tiny.config = config;
-    test::make_tiny_oq(dir / "in.oq", tiny);
-    for (const char* method : {"omniquant", "abq"}) {
-      auto o = options_of(dir / "in.oq", dir / "a.oq", method, "w4a8");
-      calibrate::calibrate(o);
-      o.output = dir / "b.oq";
-      o.learning.faithful = true;
-      calibrate::calibrate(o);
-      CHECK(tensor_crcs(dir / "a.oq") != tensor_crcs(dir / "b.oq"));
-      Decoder d(File::open(dir / "b.oq"), make_cpu_backend(1), {.context = 16});
-      const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
-      for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
-    }
-  }
+  for_learners(dir, "w4a8", [&](calibrate::Options o, const ModelConfig&) {
+    calibrate::calibrate(o);
+    o.output = dir / "b.oq";
+    o.learning.faithful = true;
+    calibrate::calibrate(o);
+    CHECK(tensor_crcs(dir / "a.oq") != tensor_crcs(dir / "b.oq"));
+    Decoder d(File::open(dir / "b.oq"), make_cpu_backend(1), {.context = 16});
+    const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
+    for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
+  });
 }
 
 TEST_CASE("a loss that is not finite says where, and what to lower") {

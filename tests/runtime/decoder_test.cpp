@@ -265,6 +265,7 @@ TEST_CASE("a KV cache of codes: the option wins over the scheme, bytes shrink, p
   CHECK(named.kv_bits() == 4);
   CHECK(all_logits(named, tokens, 40) == all_logits(four, tokens, 40));
   CHECK(all_logits(over, tokens, 40) == truth);
+  for (const int none : {-1, 1, 9, 24}) CHECK_THROWS_AS(with("w16a16", none), Error);
 }
 
 TEST_CASE("bad steps are refused and change nothing") {

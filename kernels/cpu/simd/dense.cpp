@@ -1,4 +1,4 @@
-/// Linears on plain f32, f16 and bf16 weights, and the elementwise ops.
+/// Linears on plain f32, f16 and bf16 weights.
 ///
 /// Regime: decode and prefill in tiles of 4 rows x 3 tokens: 12 accumulators, 3 activations and a
 /// weight fill the 16 registers. Layout: rows one after another. Work split: the caller gives
@@ -76,14 +76,7 @@ void dense_typed(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int6
 }  // namespace
 
 void dense(const DenseView& w, Rows x, int64_t tokens, int64_t begin, int64_t end, MutableRows y) {
-  switch (w.type) {
-    case DenseView::Type::f32:
-      return dense_typed<float>(w, x, tokens, begin, end, y);
-    case DenseView::Type::f16:
-      return dense_typed<f16>(w, x, tokens, begin, end, y);
-    case DenseView::Type::bf16:
-      return dense_typed<bf16>(w, x, tokens, begin, end, y);
-  }
+  with_elements(w, [&]<class T>(const T*) { dense_typed<T>(w, x, tokens, begin, end, y); });
 }
 
 }  // namespace oq::cpu::OQ_ISA
