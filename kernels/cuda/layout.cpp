@@ -3,7 +3,7 @@
 #include <string>
 
 #include "format/bytes.h"
-#include "format/error.h"
+#include "kernels/cuda/stream.h"
 
 namespace oq::cuda {
 namespace {
@@ -31,9 +31,9 @@ Zeros zeros_of(const PackedLayout& l) {
 PackedOffsets offsets_of(const PackedLayout& l) {
   constexpr uint64_t kMostRows = 1 << 30, kMostCols = 1 << 26;
   if (l.rows > kMostRows || l.cols > kMostCols) {
-    throw Error({.what = "a matrix too large for the CUDA kernels",
-                 .expected = "at most 2^30 rows and 2^26 columns",
-                 .found = std::to_string(l.rows) + " x " + std::to_string(l.cols)});
+    throw DeviceError({.what = "a matrix too large for the CUDA kernels",
+                       .expected = "at most 2^30 rows and 2^26 columns",
+                       .found = std::to_string(l.rows) + " x " + std::to_string(l.cols)});
   }
   const Zeros zeros = zeros_of(l);
   const uint64_t zero_bytes = zeros == Zeros::constant ? 0 : zeros == Zeros::u8 ? 1 : 2;

@@ -1,6 +1,7 @@
 #include "runtime/backend/cuda/batch.h"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 
 namespace oq {
@@ -8,10 +9,18 @@ namespace {
 
 constexpr int kSlice = cuda::kMaxTokens;
 
+/// Stretches that a captured step covers: a power of two, so that a context has few shapes. Blocks
+/// of stretches that nobody sees leave at once, and the others' bits do not depend on them.
+int captured_stretches(int last_position, int64_t context) {
+  const auto needed = unsigned(last_position / cuda::kKvStretch + 1);
+  const auto all = unsigned((context + cuda::kKvStretch - 1) / cuda::kKvStretch);
+  return int(std::min(std::bit_ceil(needed), all));
+}
+
 }  // namespace
 
-CudaBatch::CudaBatch(cuda::Stream& stream, int64_t max_rows)
-    : stream_(stream), max_rows_(max_rows) {
+CudaBatch::CudaBatch(cuda::Stream& stream, int64_t max_rows, int64_t context)
+    : stream_(stream), max_rows_(max_rows), context_(context) {
   const int64_t slices = (max_rows + kSlice - 1) / kSlice;
   host_.resize(size_t(5 * max_rows + slices * (kSlice + 1)));
   memory_ = cuda::Memory(host_.size() * sizeof(int32_t));
@@ -34,6 +43,11 @@ void CudaBatch::add_slice(const Batch& batch, int first) {
     s.last_position = std::max(s.last_position, int(batch.positions[size_t(first + i)]));
   }
   run_first[s.runs] = rows;
+  if (rows_ <= kSlice) {
+    const int stretches = captured_stretches(s.last_position, context_);
+    s.last_position = stretches * cuda::kKvStretch - 1;
+    shape_ = {rows_, logit_rows_, s.runs, stretches};
+  }
   slices_.push_back(s);
 }
 
@@ -45,6 +59,7 @@ void CudaBatch::load(const Batch& batch) {
   std::copy(batch.sequences.begin(), batch.sequences.end(), host_.begin() + 2 * max_rows_);
   std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), host_.begin() + 3 * max_rows_);
   slices_.clear();
+  shape_.clear();
   for (int first = 0; first < rows_; first += kSlice) add_slice(batch, first);
   cuda::upload(stream_, memory_.data(), host_.data(), memory_.bytes());
 }

@@ -15,15 +15,20 @@ class CudaBatch {
   struct Slice {
     int first = 0, rows = 0;  ///< of the batch
     int runs = 0;
-    int last_position = 0;     ///< the largest of its rows
+    int last_position = 0;     ///< none of its rows is beyond
     const int32_t* run_first;  ///< [runs + 1], device
     const int32_t* order;      ///< [rows], counted from `first`, device
   };
 
-  /// Room for batches of up to max_rows rows.
-  CudaBatch(cuda::Stream& stream, int64_t max_rows);
+  /// Room for batches of up to max_rows rows at positions below `context`.
+  CudaBatch(cuda::Stream& stream, int64_t max_rows, int64_t context);
 
   void load(const Batch& batch);
+
+  /// All that launches depend on but what lies on the device: rows, logits, and of a slice its runs
+  /// and stretches. None for more rows than a slice has: those steps are for prompts, seldom of
+  /// one shape, and long beside their launches.
+  const std::vector<int>& shape() const { return shape_; }
 
   std::span<const Slice> slices() const { return slices_; }
   int rows() const { return rows_; }
@@ -39,10 +44,11 @@ class CudaBatch {
   void add_slice(const Batch& batch, int first);
 
   cuda::Stream& stream_;
-  int64_t max_rows_;
+  int64_t max_rows_, context_;
   cuda::Memory memory_;
   std::vector<int32_t> host_;  ///< what memory_ gets: 5 lists of max_rows, then run_first
   std::vector<Slice> slices_;
+  std::vector<int> shape_;
   int rows_ = 0, logit_rows_ = 0;
 };
 

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "format/error.h"
-
 namespace oq {
 namespace {
 
@@ -20,10 +18,10 @@ bool same_kernel(const CudaWeight& a, const CudaWeight& b) {
   return p.field_bits == q.field_bits && p.five_levels == q.five_levels;
 }
 
-Error mixed_kinds() {
-  return Error({.what = "weights that go together are stored in two ways",
-                .where = "cuda backend",
-                .hint = "use --backend cpu"});
+cuda::DeviceError mixed_kinds() {
+  return cuda::DeviceError({.what = "weights that go together are stored in two ways",
+                            .where = "cuda backend",
+                            .hint = "use --backend cpu"});
 }
 
 template <class Matrix>
