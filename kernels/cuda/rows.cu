@@ -1,8 +1,7 @@
 /// What happens to rows of activations between linears: table look-up, norms that are not fused,
 /// the router's choice, and the sum over experts.
 ///
-/// Regime: everything of at most 8 rows; a few kilobytes, so bound by the launch. Work split: a
-/// block
+/// Regime: any number of rows; a few kilobytes each, so bound by the launch. Work split: a block
 ///   for each row. Measured: not measured.
 
 #include "kernels/cuda/block.h"
@@ -128,7 +127,7 @@ __global__ void route_kernel(RouteArgs a) {
       a.slot[m * a.experts + e] = chosen ? a.count[e] : -1;
       if (!chosen) continue;
       weight[e] /= sum;
-      a.rows[e * kMaxTokens + a.count[e]++] = m;
+      a.rows[e * kExpertRows + a.count[e]++] = m;
     }
   }
 }
