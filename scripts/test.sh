@@ -43,7 +43,7 @@ stage_asan() {
 # The CUDA kernels on the emulator, in every thread order, under AddressSanitizer.
 stage_simt() {
   export UBSAN_OPTIONS=print_stacktrace=1
-  build asan test-emulator test-cuda && run_ctest asan -R "$simt"
+  build asan test-emulator test-cuda && run_ctest asan -j "$(nproc)" -R "$simt"
 }
 
 # Every CUDA kernel for two architectures (--full: all that nvcc knows), refused where one spills.

@@ -2,10 +2,8 @@
 
 /// Packed weights times many tokens, 64 at once; and packed weights as f16.
 ///
-/// Regime: prefill, and batches of more than 8 sequences. Bound, by count for w4 on an H100: an SM
-///   gets 128 rows x 128 columns from memory in 611 cycles (docs/cuda.md) and multiplies them with
-///   8 tokens in some 200, 400 as hi + lo: memory up to some 16 tokens (8 to 16 as hi + lo),
-///   tensor cores beyond.
+/// Regime: prefill, and batches of more than 8 sequences. Bound, by count for w4 on an H100
+///   (docs/cuda.md): memory up to some 48 tokens, 24 as hi + lo; tensor cores beyond.
 /// Layout: layout.h for weights, which go from memory to registers, once for 64 tokens. Activations
 ///   are fragments already (batch.h) and go to shared memory by cp.async, kStages steps ahead,
 ///   where all warps read the same ones.

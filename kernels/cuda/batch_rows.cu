@@ -26,12 +26,6 @@ OQ_DEVICE int64_t token_of(const BatchArgs& a, int m) {
   return int64_t(block_y()) * a.plan.tokens + m;
 }
 
-/// One token's input, and the power of two that goes with it.
-struct Token {
-  const BlockInput& input;
-  float up;
-};
-
 /// What meets weak columns, in floats, as it is.
 OQ_DEVICE void leave_weak(const BatchArgs& a, const PackedMatrix& w, const BlockInput& input,
                           int64_t token) {

@@ -2,19 +2,17 @@
 /// scores that never leave registers.
 ///
 /// Regime: prefill. Bound: tensor cores and the work of softmax; the cache is read once for every
-/// 64
-///   queries of a KV head.
+///   64 queries of a KV head.
 /// Layout: the cache's (kernels.h). A tile of 32 positions goes to shared memory as f16, keys row
-/// by
-///   row, values transposed, so that both are B operands of an mma; rows are padded by 16 bytes,
+///   by row, values transposed, so that both are B operands of an mma; rows are padded by 16 bytes,
 ///   and no two lanes meet in a bank. What f16 does not hold exactly (f32 and codes times their
 ///   grids) lies there as hi + lo, as queries and probabilities always do: three products of four,
 ///   the fourth is 2^-22 of the first.
 /// Work split: RoPE and the append are a launch of their own, for every block reads what others
 ///   append. Then a block takes 64 of the (row, head of the group) pairs of one run and KV head,
 ///   the last of a run first, for they see most; a warp 16 of them.
-/// Sums: fp32, by online softmax in order of tiles. A query's bits depend on where in its block it
-///   stands only through the tiles that it does not see, which add zeros.
+/// Sums: fp32, by online softmax in order of tiles. A tile that a query does not see adds zeros, so
+///   its bits do not depend on the other queries of its block.
 /// Measured: not measured.
 /// Lost: ldmatrix, whose transposing form would spare the transposed stores; copies ahead by
 ///   cp.async, which cannot convert. Two or three blocks on an SM wait for each other instead.

@@ -24,6 +24,7 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
+  void* handle() const { return handle_; }  ///< the library's
   /// Enqueues.
   void run(const GemmArgs& args);
 

@@ -90,8 +90,8 @@ class Sequences {
 
   void skip_to(Rng& rng, int sequence, int length) {
     while (lengths_[size_t(sequence)] < length) {
-      step(rng, std::vector<int32_t>(size_t(std::min(64, length - lengths_[size_t(sequence)])),
-                                     sequence));
+      const int rows = std::min(64, length - lengths_[size_t(sequence)]);
+      step(rng, std::vector<int32_t>(size_t(rows), sequence), shape_.dim <= cuda::kFlashDims);
     }
   }
 

@@ -121,3 +121,34 @@ TEST_CASE("a matrix product takes weak columns that lie far out, and quantizes t
   reference::linear(reference::dequantize(b.view()), {}, x, kTokens, kRows, kCols, truth);
   CHECK_CLOSE(out.read(), truth, 1e-2, 1e-3, 1e-6);
 }
+
+TEST_CASE("a token's bits do not depend on the tokens beside it") {
+  cuda::Stream stream;
+  Rng rng(22);
+  constexpr int kCols = 300, kRows = 20, kTokens = 21, kWatched = 10;
+  const PackedBuilder b =
+      random_packed(rng, {kRows, kCols, {.bits = 4, .group = 64, .weak_columns = 2}});
+  const DevicePacked w(stream, b);
+  cuda::BatchSpace space;
+  const auto watched = [&](const std::vector<float>& x, BatchHow how) {
+    const DeviceRows in(stream, kTokens, kCols, x), out(stream, kTokens, kRows);
+    cuda::batch_linears(stream,
+                        {.in = plain_input(in, kTokens),
+                         .out = output_to(out, cuda::Finish::store),
+                         .count = 1,
+                         .linears = {{w.matrix, nullptr, 0}},
+                         .experts = nullptr,
+                         .expert_count = 0},
+                        how, space);
+    const auto y = out.read();
+    return std::vector<float>(y.begin() + kWatched * kRows, y.begin() + (kWatched + 1) * kRows);
+  };
+  const auto x = random_floats(rng, size_t(kTokens * kCols));
+  auto other = random_floats(rng, x.size(), 5.0f, 100.0f);
+  std::copy_n(x.begin() + kWatched * kCols, kCols, other.begin() + kWatched * kCols);
+  for (const BatchHow how :
+       {BatchHow{BatchEngine::tiles, true}, BatchHow{BatchEngine::tiles, false},
+        BatchHow{BatchEngine::gemm, false}}) {
+    CHECK(watched(x, how) == watched(other, how));
+  }
+}
