@@ -14,7 +14,7 @@ full=
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(style release nvcc asan simt scalar neon tsan fuzz tidy)
 fuzz_seconds=20
-simt='^(emulator|cuda|cuda\.reverse|cuda\.random)$'  # the tests of stage simt
+simt='^(emulator|cuda|cuda\.(models|reverse|random))$'  # the tests of stage simt
 without_data=(-LE data)  # what takes minutes under a sanitizer or without SIMD
 if [ -n "$full" ]; then
   fuzz_seconds=300

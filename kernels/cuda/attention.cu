@@ -261,8 +261,13 @@ OQ_DEVICE void merge(const AttentionArgs& a, const Work& work) {
   }
 }
 
+/// Blocks on an SM: with four, the f32 cache's would spill a register.
 template <KvType kType>
-__global__ void __launch_bounds__(kAttentionThreads) attention_kernel(AttentionArgs a) {
+constexpr int kAttentionBlocks = kType == KvType::f32 ? 3 : 4;
+
+template <KvType kType>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<kType>)
+    attention_kernel(AttentionArgs a) {
   const Work work(a);
   if (work.stretch < work.first_stretch() || work.stretch > work.last_stretch()) return;
   const HeadCache<kType> cache(a.kv, work.sequence, work.kv_head);
