@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -21,8 +22,12 @@ namespace {
 /// Both backends, fed the same tokens.
 class Pair {
  public:
-  Pair(const std::shared_ptr<const File>& file, int kv_bits)
-      : options_{.context = 200, .sequences = 3, .max_rows = 20, .exact = true, .kv_bits = kv_bits},
+  Pair(const std::shared_ptr<const File>& file, int kv_bits, int max_rows)
+      : options_{.context = 200,
+                 .sequences = 3,
+                 .max_rows = max_rows,
+                 .exact = true,
+                 .kv_bits = kv_bits},
         cpu_(file, make_cpu_backend(1), options_),
         cuda_(file, make_cuda_backend(), options_) {}
 
@@ -69,10 +74,10 @@ class Pair {
   double worst_ = 0, spread_ = 0;
 };
 
-void check(const TinyOq& tiny, int kv_bits = 0) {
+void check(const TinyOq& tiny, int kv_bits = 0, int prompt = 11) {
   const TempDir dir;
-  Pair pair(make_tiny_oq(dir / "tiny.oq", tiny), kv_bits);
-  pair.step(std::vector<int32_t>(11, 0));  // a prompt: more rows than a slice has
+  Pair pair(make_tiny_oq(dir / "tiny.oq", tiny), kv_bits, prompt);
+  pair.step(std::vector<int32_t>(size_t(prompt), 0));  // 11: more rows than a slice has
   pair.step({1, 0, 1});
   pair.step({0});
   pair.step({2, 0, 1});
@@ -108,9 +113,34 @@ TEST_CASE("every family's variant decodes on the device as on the CPU") {
   }
 }
 
+TEST_CASE("a tiny LLaMA decodes on the device as on the CPU, its activations integers") {
+  for (const char* engine : {"bytes", "planes"}) {
+    setenv("OQ_CUDA_ENGINE", engine, 1);
+    for (const char* scheme :
+         {"w8a8", "w4a8g64", "w4a8t", "w6a6t", "w5a7", "w2a8g32", "w2*a8", "w3a5g128", "w4a4"}) {
+      check({.scheme = scheme});
+    }
+  }
+  unsetenv("OQ_CUDA_ENGINE");
+  for (const char* scheme : {"w4a8t", "w3a6"}) check({.scheme = scheme, .weak_columns = 5});
+}
+
+TEST_CASE("every family's variant with integer activations") {
+  for (const ModelConfig& config : variant_configs()) {
+    CAPTURE(config.experts);
+    CAPTURE(config.kv_heads);
+    check({.scheme = "w4a8g32", .weak_columns = 2, .config = config});
+    check({.scheme = "w4a8t", .config = config}, 0, config.experts == 0 ? 11 : 8);
+  }
+}
+
 TEST_CASE("what the device cannot do it refuses") {
   const TempDir dir;
-  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a8t"});
-  CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 20}),
+  ModelConfig experts = tiny_config();
+  for (const ModelConfig& config : variant_configs()) {
+    if (config.experts > 0) experts = config;
+  }
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a8t", .config = experts});
+  CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 20, .max_rows = 9}),
                        doctest::Contains("per-tensor"), Error);
 }

@@ -26,6 +26,9 @@ Error mixed_kinds() {
                 .hint = "use --backend cpu"});
 }
 
+int weak_columns(const cuda::PackedMatrix& m) { return m.weak_columns; }
+int weak_columns(const cuda::DenseMatrix&) { return 0; }
+
 template <class Matrix>
 cuda::LinearArgs<Matrix> args_of(const Linear& l, int column) {
   const CudaWeight* bias = cuda_weight(l.bias);
@@ -46,12 +49,27 @@ cuda::NormArgs norm_args(const Norm& norm) {
           .bias_peak = bias == nullptr ? 0.0f : bias->peak};
 }
 
+bool CudaLinears::integers(std::span<const Linear> linears, int bits) {
+  return bits < 16 && std::all_of(linears.begin(), linears.end(), [](const Linear& l) {
+           return std::holds_alternative<cuda::PackedMatrix>(weight_of(l).matrix);
+         });
+}
+
 template <>
 void CudaLinears::start(const cuda::PackedArgs& args) {
-  cuda::packed_linears(stream_, args);
+  if (args.in.bits < 16) {
+    integers_.run(args);
+  } else {
+    cuda::packed_linears(stream_, args);
+  }
 }
 template <>
 void CudaLinears::start(const cuda::DenseArgs& args) {
+  if (args.in.bits < 16 && args.in.per_tensor) {
+    throw Error({.what = "per-tensor activation quantization of a linear that is not packed",
+                 .where = "cuda backend",
+                 .hint = "use --backend cpu"});
+  }
   cuda::dense_linears(stream_, args);
 }
 
@@ -66,6 +84,7 @@ void CudaLinears::run_kind(std::span<const Linear> linears, int column, const cu
                                  .expert_count = 0};
   for (size_t i = 0; i < linears.size(); ++i) {
     args.linears[i] = args_of<Matrix>(linears[i], column);
+    args.weak_columns = std::max(args.weak_columns, weak_columns(args.linears[i].matrix));
     if (out.finish != cuda::Finish::activate) column += args.linears[i].matrix.rows;
   }
   start(args);
@@ -102,6 +121,7 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
       for (const Linear& l : expert) {
         if (!same_kernel(weight_of(first.front()), weight_of(l))) throw mixed_kinds();
         all.push_back(args_of<Matrix>(l, 0));
+        table.weak_columns = std::max(table.weak_columns, weak_columns(all.back().matrix));
       }
     }
     table.memory = cuda::uploaded(stream_, std::span<const cuda::LinearArgs<Matrix>>(all));
@@ -113,6 +133,7 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
                                  .linears = {},
                                  .experts = table.memory.as<cuda::LinearArgs<Matrix>>(),
                                  .expert_count = int(experts.size())};
+  args.weak_columns = table.weak_columns;
   for (size_t i = 0; i < first.size(); ++i) args.linears[i] = args_of<Matrix>(first[i], 0);
   start(args);
 }

@@ -2,10 +2,12 @@
 
 #include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/kernels.h"
 #include "runtime/backend/backend.h"
+#include "runtime/backend/cuda/integers.h"
 #include "runtime/backend/cuda/weight.h"
 
 namespace oq {
@@ -23,10 +25,17 @@ struct CudaBuffer final : Buffer {
 
 cuda::NormArgs norm_args(const Norm& norm);
 
-/// Runs linears of up to 8 rows.
+/// Runs linears of up to 8 rows, or of any number where `integers` says so.
 class CudaLinears {
  public:
-  explicit CudaLinears(cuda::Stream& stream) : stream_(stream) {}
+  CudaLinears(cuda::Stream& stream, const cuda::DeviceInfo& device)
+      : stream_(stream), integers_(stream, device) {}
+
+  /// Whether inputs of `bits` meet these as integers (kernels/cuda/integer.h).
+  static bool integers(std::span<const Linear> linears, int bits);
+
+  /// What has to be said of the choice between engines, or empty.
+  const std::string& notice() const { return integers_.notice(); }
 
   /// Linears that share `in` side by side in `out.y`, in as few launches as their kinds allow; with
   /// Finish::activate the two become one. Throws where two that must go together are of two kinds.
@@ -37,6 +46,7 @@ class CudaLinears {
   struct Table {
     cuda::Memory memory;
     bool ready = false;
+    int weak_columns = 0;  ///< the most that any of them has
   };
   void run_experts(std::span<const std::vector<Linear>> experts, Table& table,
                    const cuda::InputArgs& in, const cuda::OutputArgs& out);
@@ -52,6 +62,7 @@ class CudaLinears {
                        const cuda::InputArgs& in, const cuda::OutputArgs& out);
 
   cuda::Stream& stream_;
+  CudaIntegers integers_;
 };
 
 }  // namespace oq
