@@ -53,7 +53,7 @@ struct QuantizedRows {
 
 struct IntegerArgs {
   Engine engine;
-  /// in.tokens is any number, 8 at the most with experts; in.bits is 2 to 8.
+  /// in.tokens is any number, with experts as many as their lists hold; in.bits is 2 to 8.
   PackedArgs linears;
   QuantizedRows rows;
 };
@@ -69,7 +69,7 @@ int forms_of(const PackedArgs& args);
 /// Whether they want one for each linear.
 bool form_per_linear(const PackedArgs& args);
 
-/// Fills args.rows. `experts_table` of args.linears must be on the device already.
+/// Fills args.rows.
 void quantize(Stream& stream, const IntegerArgs& args);
 void integer_linears(Stream& stream, const IntegerArgs& args);
 

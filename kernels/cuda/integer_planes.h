@@ -4,10 +4,11 @@
 /// weights of 2^(i + j) popc(a_i and w_j).
 ///
 /// mma m16n8k128 of bits: a strip's plane of 16 rows is one A fragment, and a lane's 32 codes are
-/// its 32 bits, so planes come out of the packed words by shifts and masks (0.1 to 0.9 instructions
-/// a weight). Its 8 columns are planes of x: of one token at 5 to 8 bits, of two at 3 and 4, of
-/// four at 2. Planes of weights are met from the top down and sums doubled in between, so that
-/// there is one accumulator for all. Groups that end within a strip mask B, 32 columns at a time.
+/// its 32 bits, so planes come out of the packed words by shifts and masks (F x F / 16 instructions
+/// a weight: 0.25 at w2, 1 at w4, 4 at w8). Its 8 columns are planes of x: of one token at 5 to 8
+/// bits, of two at 3 and 4, of four at 2. Planes of weights are met from the top down and sums
+/// doubled in between, so that there is one accumulator for all. Groups that end within a strip
+/// mask B, 32 columns at a time.
 
 #include "kernels/cuda/integer_linear.h"
 

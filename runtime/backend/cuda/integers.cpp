@@ -12,13 +12,10 @@ cuda::QuantizedRows CudaIntegers::rows_for(const cuda::PackedArgs& args) {
     strips = std::max(strips, args.linears[l].matrix.strips());
   }
   const size_t bytes = cuda::quantized_bytes(forms, room, strips, args.weak_columns);
-  if (bytes > memory_.bytes()) {
-    stream_.synchronize();  // the last call's kernels may still read it
-    memory_ = cuda::Memory();
-    memory_ = cuda::Memory(bytes);
-  }
-  return cuda::quantized_rows(memory_.data(), cuda::form_per_linear(args), forms, room, strips,
-                              args.weak_columns);
+  const size_t room_now = memory_.empty() ? 0 : memory_.back().bytes();
+  if (bytes > room_now) memory_.emplace_back(std::max(bytes, 2 * room_now));
+  return cuda::quantized_rows(memory_.back().data(), cuda::form_per_linear(args), forms, room,
+                              strips, args.weak_columns);
 }
 
 /// Quantization counts, for the engines want different layouts. What the call adds to stays as it

@@ -1,13 +1,14 @@
 #pragma once
 
+#include <vector>
+
 #include "kernels/cuda/integer.h"
 #include "runtime/backend/cuda/engine_tuner.h"
 
 namespace oq {
 
 /// Packed linears whose inputs a scheme quantizes: onto their grids, then through the engine that
-/// is the faster one. Keeps the memory for codes, which grows with the largest call; growing, and
-/// measuring a shape that nobody has measured before, wait for the device.
+/// is the faster one. Measuring a shape that nobody has measured before waits for the device.
 class CudaIntegers {
  public:
   CudaIntegers(cuda::Stream& stream, const cuda::DeviceInfo& device)
@@ -24,7 +25,8 @@ class CudaIntegers {
 
   cuda::Stream& stream_;
   EngineTuner tuner_;
-  cuda::Memory memory_;
+  /// For codes, the last one in use. Those that grew too small stay: a captured step may have them.
+  std::vector<cuda::Memory> memory_;
 };
 
 }  // namespace oq
