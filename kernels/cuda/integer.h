@@ -10,6 +10,8 @@
 /// rounded to fp32 once: zero points that lie far outside the codes cost no digits.
 namespace oq::cuda {
 
+constexpr int kListRows = kMaxTokens;  ///< room for each expert in lists of tokens
+
 /// What multiplies. `bytes`: tensor cores on bytes (mma m16n8k32). `planes`: tensor cores on bit
 /// planes, each plane of weights with each of x (mma m16n8k128, and.popc): the work grows with the
 /// product of both widths, and a device of compute capability 8.0 to 9.0 has it.

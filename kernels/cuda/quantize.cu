@@ -38,7 +38,7 @@ OQ_DEVICE int rows_of(const IntegerArgs& a, int form) {
 /// Where expert's row i is listed, by `rows`.
 OQ_DEVICE int listed(const InputArgs& in, const int32_t* rows, int expert, int i) {
   if (rows == nullptr) return i;
-  return rows[in.count == nullptr ? i : expert * kMaxTokens + i];
+  return rows[in.count == nullptr ? i : expert * kListRows + i];
 }
 
 OQ_DEVICE FormRow form_row(const IntegerArgs& a) {

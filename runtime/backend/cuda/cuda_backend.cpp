@@ -178,10 +178,13 @@ void CudaBackend::configure(const Plan& plan) {
   plan_ = plan;
   const Scheme& scheme = plan.scheme;
   if (scheme.activation_bits < 16 && scheme.per_tensor && plan.config.experts > 0 &&
-      plan.max_rows > cuda::kMaxTokens) {
-    throw Error({.what = "per-tensor activation quantization of experts in batches of more rows "
-                         "than 8 is not in the CUDA backend",
+      plan.max_rows > cuda::kListRows) {
+    throw Error({.what =
+                     "per-tensor activation quantization of experts in larger batches is not in "
+                     "the CUDA backend",
                  .where = "scheme " + scheme.str(),
+                 .expected = fmt::format("batches of at most {} rows", cuda::kListRows),
+                 .found = std::to_string(plan.max_rows),
                  .hint = "use --backend cpu"});
   }
   batch_ = std::make_unique<CudaBatch>(stream_, plan.max_rows);

@@ -6,7 +6,7 @@ namespace oq {
 
 cuda::QuantizedRows CudaIntegers::rows_for(const cuda::PackedArgs& args) {
   const int forms = cuda::forms_of(args);
-  const int room = args.experts == nullptr ? args.in.tokens : cuda::kMaxTokens;
+  const int room = args.experts == nullptr ? args.in.tokens : cuda::kListRows;
   int strips = 0;
   for (int l = 0; l < args.count; ++l) {
     strips = std::max(strips, args.linears[l].matrix.strips());
