@@ -48,7 +48,8 @@ class OneLinear {
   std::vector<float> run(const std::vector<float>& x, int tokens,
                          const std::vector<int32_t>& runs = {}) {
     const DeviceRows in(stream_, tokens, w_.matrix.cols, x), out(stream_, tokens, w_.matrix.rows);
-    const cuda::Memory run_list = cuda::uploaded(stream_, std::span<const int32_t>(runs));
+    const cuda::Memory run_list =
+        runs.empty() ? cuda::Memory() : cuda::uploaded(stream_, std::span<const int32_t>(runs));
     cuda::PackedArgs args{.in = plain_input(in, tokens),
                           .out = output_to(out, cuda::Finish::store),
                           .count = 1,
