@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "format/memory.h"
 #include "format/metadata.h"
 #include "format/packed.h"
 
@@ -52,7 +53,10 @@ struct TensorInfo {
 /// written. Immutable after opening: any number of threads may read. All failures throw oq::Error.
 class File {
  public:
-  static std::shared_ptr<const File> open(const std::filesystem::path& path);
+  /// Pages::huge: copied into memory on such pages instead of being mapped, which takes the time
+  /// and the memory of the whole file, and makes every later pass over it faster.
+  static std::shared_ptr<const File> open(const std::filesystem::path& path,
+                                          Pages pages = Pages::ordinary);
   ~File();
   File(const File&) = delete;
   File& operator=(const File&) = delete;
@@ -80,7 +84,8 @@ class File {
  private:
   friend class MemoryFile;  // makes one in anonymous memory (format/memory_file.h)
   File() = default;
-  void map();
+  void map(Pages pages);
+  void copy(int fd, size_t size);
   void read_header();
   void read_directory(std::span<const std::byte> directory, uint64_t data_offset);
   void verify_gaps() const;

@@ -115,6 +115,12 @@ void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits) {
       ->check(CLI::IsMember({4, 8, 16, 32}));
 }
 
+void add_pages_flag(CLI::App& app, Pages& pages) {
+  app.add_flag_callback(
+      "--huge-pages", [&pages] { pages = Pages::huge; },
+      "copy the weights to huge pages: starts later, decodes faster on a CPU");
+}
+
 std::string_view version() { return OQ_VERSION; }
 
 void print(std::string_view text) {

@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "format/error.h"
+#include "format/memory.h"
 
 /// What the `main` of every tool shares: flags, exit codes, one line per error, progress.
 namespace oq::tool {
@@ -34,6 +35,8 @@ void add_json_flag(CLI::App& app, bool& json);
 void add_quiet_flag(CLI::App& app, bool& quiet);
 /// --exact and --kv: what a Decoder::Options takes.
 void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits);
+/// --huge-pages: what File::open takes.
+void add_pages_flag(CLI::App& app, Pages& pages);
 /// --backend auto|cpu|cuda
 void add_backend_flag(CLI::App& app, std::string& backend);
 
