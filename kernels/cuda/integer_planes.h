@@ -45,7 +45,7 @@ class PlanesMultiplier {
   }
 
  private:
-  using Tile = WeightTile<kBits, kFive, kBits <= 2 ? 3 : kBits <= 3 ? 2 : 1>;
+  using Tile = WeightTile<kBits, kFive, kBits <= 2 ? 2 : 1>;
   static constexpr int kThirds = Tile::kThirds;
   static constexpr int kPlanes = kFive ? 3 : kBits;  ///< of weights
 
