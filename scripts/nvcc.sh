@@ -21,9 +21,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 compile() {  # compile ARCHITECTURE FILE: its ptxas report beside the object
-  local out=${2#kernels/cuda/}
-  out=${out%.cu}
-  out=$work/$1-${out//\//-}  # two folders may have files of one name
+  local out=$work/$1-${2//\//-}
   nvcc -std=c++20 --expt-relaxed-constexpr -Werror=all-warnings -arch="sm_$1" -Xptxas -v -I"$root" \
     -cubin -o "$out.cubin" "$root/$2" >"$out.ptxas" 2>&1 || { cat "$out.ptxas" >&2; return 1; }
 }

@@ -6,11 +6,15 @@
 
 #include "format/error.h"
 #include "kernels/cuda/batch.h"
+#include "kernels/cuda/integer.h"
 
 namespace oq::cuda {
 
 template <int kBits, bool kFive, bool kWide>
 void start_packed(Stream&, const PackedArgs&);
+template <int kBits, bool kFive, IntegerKernel kKernel>
+void start_integers(Stream&, const IntegerArgs&);
+void start_quantize(Stream&, const IntegerArgs&);
 void start_dense_f32(Stream&, const DenseArgs&);
 void start_dense_f16(Stream&, const DenseArgs&);
 void start_dense_bf16(Stream&, const DenseArgs&);
@@ -53,6 +57,17 @@ struct WeightKey {
   bool five_levels;
   friend bool operator==(const WeightKey&, const WeightKey&) = default;
 };
+struct IntegerKey {
+  int field_bits;
+  bool five_levels;
+  IntegerKernel kernel;
+  friend bool operator==(const IntegerKey&, const IntegerKey&) = default;
+};
+struct QuantizeKey {
+  Engine engine;
+  bool per_tensor;
+  friend bool operator==(const QuantizeKey&, const QuantizeKey&) = default;
+};
 enum class Only { one };
 
 // The dispatch table: a kernel is a row here. Ops have their keys, and nothing else chooses.
@@ -73,6 +88,86 @@ std::array<Row<PackedKey, const PackedArgs&>, 16> packed_rows = {{
     {"packed linear, w8, 5 to 8 tokens", {8, false, true}, start_packed<8, false, true>},
     {"packed linear, w2*, 1 to 4 tokens", {7, true, false}, start_packed<7, true, false>},
     {"packed linear, w2*, 5 to 8 tokens", {7, true, true}, start_packed<7, true, true>},
+}};
+std::array<Row<IntegerKey, const IntegerArgs&>, 24> integer_rows = {{
+    {"integer linear, w2, bytes, 1 to 8 tokens",
+     {2, false, IntegerKernel::narrow},
+     start_integers<2, false, IntegerKernel::narrow>},
+    {"integer linear, w2, bytes, more tokens",
+     {2, false, IntegerKernel::wide},
+     start_integers<2, false, IntegerKernel::wide>},
+    {"integer linear, w2, planes",
+     {2, false, IntegerKernel::planes},
+     start_integers<2, false, IntegerKernel::planes>},
+    {"integer linear, w3, bytes, 1 to 8 tokens",
+     {3, false, IntegerKernel::narrow},
+     start_integers<3, false, IntegerKernel::narrow>},
+    {"integer linear, w3, bytes, more tokens",
+     {3, false, IntegerKernel::wide},
+     start_integers<3, false, IntegerKernel::wide>},
+    {"integer linear, w3, planes",
+     {3, false, IntegerKernel::planes},
+     start_integers<3, false, IntegerKernel::planes>},
+    {"integer linear, w4, bytes, 1 to 8 tokens",
+     {4, false, IntegerKernel::narrow},
+     start_integers<4, false, IntegerKernel::narrow>},
+    {"integer linear, w4, bytes, more tokens",
+     {4, false, IntegerKernel::wide},
+     start_integers<4, false, IntegerKernel::wide>},
+    {"integer linear, w4, planes",
+     {4, false, IntegerKernel::planes},
+     start_integers<4, false, IntegerKernel::planes>},
+    {"integer linear, w5, bytes, 1 to 8 tokens",
+     {5, false, IntegerKernel::narrow},
+     start_integers<5, false, IntegerKernel::narrow>},
+    {"integer linear, w5, bytes, more tokens",
+     {5, false, IntegerKernel::wide},
+     start_integers<5, false, IntegerKernel::wide>},
+    {"integer linear, w5, planes",
+     {5, false, IntegerKernel::planes},
+     start_integers<5, false, IntegerKernel::planes>},
+    {"integer linear, w6, bytes, 1 to 8 tokens",
+     {6, false, IntegerKernel::narrow},
+     start_integers<6, false, IntegerKernel::narrow>},
+    {"integer linear, w6, bytes, more tokens",
+     {6, false, IntegerKernel::wide},
+     start_integers<6, false, IntegerKernel::wide>},
+    {"integer linear, w6, planes",
+     {6, false, IntegerKernel::planes},
+     start_integers<6, false, IntegerKernel::planes>},
+    {"integer linear, w7, bytes, 1 to 8 tokens",
+     {7, false, IntegerKernel::narrow},
+     start_integers<7, false, IntegerKernel::narrow>},
+    {"integer linear, w7, bytes, more tokens",
+     {7, false, IntegerKernel::wide},
+     start_integers<7, false, IntegerKernel::wide>},
+    {"integer linear, w7, planes",
+     {7, false, IntegerKernel::planes},
+     start_integers<7, false, IntegerKernel::planes>},
+    {"integer linear, w8, bytes, 1 to 8 tokens",
+     {8, false, IntegerKernel::narrow},
+     start_integers<8, false, IntegerKernel::narrow>},
+    {"integer linear, w8, bytes, more tokens",
+     {8, false, IntegerKernel::wide},
+     start_integers<8, false, IntegerKernel::wide>},
+    {"integer linear, w8, planes",
+     {8, false, IntegerKernel::planes},
+     start_integers<8, false, IntegerKernel::planes>},
+    {"integer linear, w2*, bytes, 1 to 8 tokens",
+     {7, true, IntegerKernel::narrow},
+     start_integers<7, true, IntegerKernel::narrow>},
+    {"integer linear, w2*, bytes, more tokens",
+     {7, true, IntegerKernel::wide},
+     start_integers<7, true, IntegerKernel::wide>},
+    {"integer linear, w2*, planes",
+     {7, true, IntegerKernel::planes},
+     start_integers<7, true, IntegerKernel::planes>},
+}};
+std::array<Row<QuantizeKey, const IntegerArgs&>, 4> quantize_rows = {{
+    {"quantize, bytes, per token", {Engine::bytes, false}, start_quantize},
+    {"quantize, bytes, per tensor", {Engine::bytes, true}, start_quantize},
+    {"quantize, planes, per token", {Engine::planes, false}, start_quantize},
+    {"quantize, planes, per tensor", {Engine::planes, true}, start_quantize},
 }};
 std::array<Row<Dense, const DenseArgs&>, 3> dense_rows = {{
     {"dense linear, f32", Dense::f32, start_dense_f32},
@@ -152,6 +247,16 @@ void packed_linears(Stream& stream, const PackedArgs& a) {
   const PackedMatrix& m = a.linears[0].matrix;
   dispatch(packed_rows, PackedKey{m.field_bits, m.five_levels, a.in.tokens > 4}, stream, a);
 }
+void quantize(Stream& stream, const IntegerArgs& a) {
+  dispatch(quantize_rows, QuantizeKey{a.engine, a.linears.in.per_tensor}, stream, a);
+}
+void integer_linears(Stream& stream, const IntegerArgs& a) {
+  const PackedMatrix& m = a.linears.linears[0].matrix;
+  const IntegerKernel kernel = a.engine == Engine::planes         ? IntegerKernel::planes
+                               : a.linears.in.tokens > kMaxTokens ? IntegerKernel::wide
+                                                                  : IntegerKernel::narrow;
+  dispatch(integer_rows, IntegerKey{m.field_bits, m.five_levels, kernel}, stream, a);
+}
 void dense_linears(Stream& stream, const DenseArgs& a) {
   dispatch(dense_rows, a.linears[0].matrix.type, stream, a);
 }
@@ -194,6 +299,8 @@ void combine(Stream& stream, const CombineArgs& a) { dispatch(combine_rows, Only
 std::vector<Reached> reached() {
   std::vector<Reached> list;
   count(packed_rows, list);
+  count(integer_rows, list);
+  count(quantize_rows, list);
   count(dense_rows, list);
   count(batch_rows, list);
   count(dequantize_rows, list);

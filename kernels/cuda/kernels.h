@@ -54,6 +54,10 @@ struct InputArgs {
   const int32_t* count;   ///< [experts] tokens that chose it, or nullptr
   int64_t expert_stride;  ///< floats between the experts' inputs; `rows` has 64 for each
   int first = 0;          ///< of the tokens: those before it are another call's
+  // Per tensor: one range for the rows of a run. Only `quantize` (integer.h) does this.
+  bool per_tensor = false;
+  const int32_t* runs = nullptr;      ///< [rows] of the batch: the run that each belongs to
+  const int32_t* run_rows = nullptr;  ///< experts: as `rows`, which rows of `runs`
 };
 
 enum class Finish { store, add, activate };
@@ -81,6 +85,7 @@ struct LinearsArgs {
   LinearArgs<Matrix> linears[kMaxLinears];
   const LinearArgs<Matrix>* experts;  ///< [experts][count] on the device, or nullptr
   int expert_count;
+  int weak_columns = 0;  ///< the most that any of them has; only integer.h asks
 };
 using PackedArgs = LinearsArgs<PackedMatrix>;
 using DenseArgs = LinearsArgs<DenseMatrix>;

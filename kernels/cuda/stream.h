@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,7 +16,8 @@ struct DeviceInfo {
   std::string name;
   int major = 0, minor = 0;  ///< compute capability
   size_t memory = 0, free = 0;
-  int processors = 0;  ///< SMs
+  int processors = 0;           ///< SMs
+  int driver = 0, toolkit = 0;  ///< versions, as CUDA counts them
 };
 
 /// The device that a Stream would use, or nothing; then `why` says in a few words what is missing.
@@ -69,6 +71,10 @@ class Memory {
 void upload(Stream& stream, void* to, const void* from, size_t bytes);
 void download(Stream& stream, void* to, const void* from, size_t bytes);
 void clear(Stream& stream, void* to, size_t bytes);
+
+/// Microseconds that the device takes for what `work` enqueues, with cold caches: the least of a
+/// few runs. Nothing where that cannot be measured: on the emulator, or without memory to spare.
+std::optional<double> measured(Stream& stream, const std::function<void()>& work);
 
 template <class T>
 Memory uploaded(Stream& stream, std::span<const T> values) {

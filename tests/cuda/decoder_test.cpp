@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -21,8 +22,12 @@ namespace {
 /// Both backends, fed the same tokens.
 class Pair {
  public:
-  Pair(const std::shared_ptr<const File>& file, int kv_bits, bool exact)
-      : options_{.context = 200, .sequences = 3, .max_rows = 80, .exact = true, .kv_bits = kv_bits},
+  Pair(const std::shared_ptr<const File>& file, int kv_bits, bool exact, int max_rows = 80)
+      : options_{.context = 200,
+                 .sequences = 3,
+                 .max_rows = max_rows,
+                 .exact = true,
+                 .kv_bits = kv_bits},
         cpu_(file, make_cpu_backend(1), options_),
         cuda_(file, make_cuda_backend(), with(options_, exact)) {}
 
@@ -74,9 +79,9 @@ class Pair {
   double worst_ = 0, spread_ = 0;
 };
 
-void check(const TinyOq& tiny, int kv_bits = 0) {
+void check(const TinyOq& tiny, int kv_bits = 0, int max_rows = 80) {
   const TempDir dir;
-  Pair pair(make_tiny_oq(dir / "tiny.oq", tiny), kv_bits, true);
+  Pair pair(make_tiny_oq(dir / "tiny.oq", tiny), kv_bits, true, max_rows);
   pair.step(std::vector<int32_t>(11, 0));  // a prompt: more rows than decode's kernels take
   pair.step({1, 0, 1});
   pair.step({0});
@@ -134,10 +139,35 @@ TEST_CASE("a long prompt, and one beside others; without --exact by f16 and matr
   }
 }
 
+TEST_CASE("a tiny LLaMA decodes on the device as on the CPU, its activations integers") {
+  for (const char* engine : {"bytes", "planes"}) {
+    setenv("OQ_CUDA_ENGINE", engine, 1);
+    for (const char* scheme :
+         {"w8a8", "w4a8g64", "w4a8t", "w6a6t", "w5a7", "w2a8g32", "w2*a8", "w3a5g128", "w4a4"}) {
+      check({.scheme = scheme});
+    }
+  }
+  unsetenv("OQ_CUDA_ENGINE");
+  for (const char* scheme : {"w4a8t", "w3a6"}) check({.scheme = scheme, .weak_columns = 5});
+}
+
+TEST_CASE("every family's variant with integer activations") {
+  for (const ModelConfig& config : variant_configs()) {
+    CAPTURE(config.experts);
+    CAPTURE(config.kv_heads);
+    check({.scheme = "w4a8g32", .weak_columns = 2, .config = config});
+    check({.scheme = "w4a8t", .config = config}, 0, 64);
+  }
+}
+
 TEST_CASE("what the device cannot do it refuses") {
   const TempDir dir;
-  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a8t"});
-  CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 20}),
+  ModelConfig experts = tiny_config();
+  for (const ModelConfig& config : variant_configs()) {
+    if (config.experts > 0) experts = config;
+  }
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a8t", .config = experts});
+  CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 20, .max_rows = 65}),
                        doctest::Contains("per-tensor"), Error);
 }
 

@@ -8,7 +8,7 @@ namespace oq {
 CudaBatch::CudaBatch(cuda::Stream& stream, int64_t max_rows)
     : stream_(stream), max_rows_(max_rows) {
   const int64_t slices = 1 + (max_rows + kSliceRows - 1) / kSliceRows;
-  host_.resize(size_t(8 * max_rows + slices));  // a slice's order, and its runs and their end
+  host_.resize(size_t(9 * max_rows + slices));  // a slice's order, and its runs and their end
   memory_ = cuda::Memory(host_.size() * sizeof(int32_t));
 }
 
@@ -42,7 +42,13 @@ void CudaBatch::load(const Batch& batch) {
   std::copy(batch.positions.begin(), batch.positions.end(), host_.begin() + max_rows_);
   std::copy(batch.sequences.begin(), batch.sequences.end(), host_.begin() + 2 * max_rows_);
   std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), host_.begin() + 3 * max_rows_);
-  used_ = size_t(4 * max_rows_);
+  int32_t* runs = host_.data() + 4 * max_rows_;
+  for (int i = 0; i < rows_; ++i) {
+    const auto at = size_t(i);
+    const bool same = i > 0 && batch.sequences[at] == batch.sequences[at - 1];
+    runs[i] = i == 0 ? 0 : runs[i - 1] + (same ? 0 : 1);
+  }
+  used_ = size_t(5 * max_rows_);
   whole_ = slice(batch, 0, rows_);
   slices_.clear();
   if (rows_ <= kSliceRows) {

@@ -37,6 +37,9 @@ class CudaBatch {
   const int32_t* tokens() const { return memory_.as<int32_t>(); }
   const int32_t* positions() const { return tokens() + max_rows_; }
   const int32_t* sequences() const { return tokens() + 2 * max_rows_; }
+  /// Rows that stand side by side and belong to one sequence have one number: a run, which is what
+  /// "per tensor" ranges over.
+  const int32_t* runs() const { return tokens() + 4 * max_rows_; }
   /// On the device, which rows.
   const int32_t* logit_list() const { return tokens() + 3 * max_rows_; }
 
@@ -46,7 +49,7 @@ class CudaBatch {
   cuda::Stream& stream_;
   int64_t max_rows_;
   cuda::Memory memory_;
-  std::vector<int32_t> host_;  ///< what memory_ gets: 4 lists of max_rows, then slices' lists
+  std::vector<int32_t> host_;  ///< what memory_ gets: 5 lists of max_rows, then slices' lists
   size_t used_ = 0;            ///< of host_
   Slice whole_;
   std::vector<Slice> slices_;

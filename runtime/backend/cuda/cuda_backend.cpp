@@ -30,10 +30,12 @@ struct ExpertTables {
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(cuda::DeviceInfo device)
-      : device_(std::move(device)), uploader_(stream_), linears_(stream_) {}
+      : device_(std::move(device)), uploader_(stream_), linears_(stream_, device_) {}
 
   std::string description() const override {
-    return fmt::format("cuda, {}, sm_{}{}", device_.name, device_.major, device_.minor);
+    const std::string& notice = linears_.notice();
+    return fmt::format("cuda, {}, sm_{}{}{}{}", device_.name, device_.major, device_.minor,
+                       notice.empty() ? "" : "; ", notice);
   }
 
   void configure(const Plan& plan) override;
@@ -114,7 +116,9 @@ class CudaBackend final : public Backend {
             .norm = norm_args(norm),
             .bits = bits,
             .count = nullptr,
-            .expert_stride = 0};
+            .expert_stride = 0,
+            .per_tensor = plan_.scheme.per_tensor,
+            .runs = batch_->runs() + first};
   }
   cuda::OutputArgs output(const CudaBuffer& y, int first, Finish finish) const {
     return {.finish = finish,
@@ -165,9 +169,15 @@ class CudaBackend final : public Backend {
 
 void CudaBackend::configure(const Plan& plan) {
   plan_ = plan;
-  if (plan.scheme.activation_bits < 16 && plan.scheme.per_tensor) {
-    throw Error({.what = "per-tensor activation quantization is not in the CUDA backend yet",
-                 .where = "scheme " + plan.scheme.str(),
+  const Scheme& scheme = plan.scheme;
+  if (scheme.activation_bits < 16 && scheme.per_tensor && plan.config.experts > 0 &&
+      plan.max_rows > cuda::kExpertRows) {
+    throw Error({.what =
+                     "per-tensor activation quantization of experts in larger batches is not in "
+                     "the CUDA backend",
+                 .where = "scheme " + scheme.str(),
+                 .expected = fmt::format("batches of at most {} rows", cuda::kExpertRows),
+                 .found = std::to_string(plan.max_rows),
                  .hint = "use --backend cpu"});
   }
   batch_ = std::make_unique<CudaBatch>(stream_, plan.max_rows);
@@ -218,12 +228,14 @@ void CudaBackend::run_experts(const Norm& norm, const Experts& experts, const Cu
                         .weight = weight_.as<float>()});
   activation_ = experts.mlps.front().activation;
   cuda::InputArgs in = input(x, s.first, s.rows, norm, block_bits());
-  in.rows = rows_.as<int32_t>();
+  in.rows = in.run_rows = rows_.as<int32_t>();
   in.count = count_.as<int32_t>();
   cuda::OutputArgs hidden = output(*hidden_, 0, Finish::activate);
   hidden.expert_stride = int64_t(cuda::kExpertRows) * hidden_->stride;
   linears_.run_experts(tables.into, tables.into_table, in, hidden);
   in = input(*hidden_, 0, s.rows, {}, block_bits());
+  in.runs = batch_->runs() + s.first;
+  in.run_rows = rows_.as<int32_t>();
   in.count = count_.as<int32_t>();
   in.expert_stride = hidden.expert_stride;
   cuda::OutputArgs out = output(*expert_out_, 0, Finish::store);

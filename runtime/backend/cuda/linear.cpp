@@ -30,6 +30,9 @@ Error mixed_kinds() {
                 .hint = "use --backend cpu"});
 }
 
+int weak_columns(const cuda::PackedMatrix& m) { return m.weak_columns; }
+int weak_columns(const cuda::DenseMatrix&) { return 0; }
+
 template <class Matrix>
 cuda::LinearArgs<Matrix> args_of(const Linear& l, int column) {
   const CudaWeight* bias = cuda_weight(l.bias);
@@ -50,9 +53,11 @@ cuda::NormArgs norm_args(const Norm& norm) {
           .bias_peak = bias == nullptr ? 0.0f : bias->peak};
 }
 
-/// Decode's kernels for up to 8 rows, then tensor cores on packed weights, then cuBLAS.
+/// Integers where the scheme quantizes what comes in; else decode's kernels for up to 8 rows, then
+/// tensor cores on packed weights, then cuBLAS.
 template <>
 void CudaLinears::start(const cuda::PackedArgs& args) {
+  if (args.in.bits < 16) return integers_.run(args);
   if (args.in.tokens <= cuda::kMaxTokens) return cuda::packed_linears(stream_, args);
   const bool gemm = !precise_ && args.experts == nullptr && args.in.tokens > kTilesAtMost;
   const auto engine = gemm ? cuda::BatchEngine::gemm : cuda::BatchEngine::tiles;
@@ -61,6 +66,11 @@ void CudaLinears::start(const cuda::PackedArgs& args) {
 /// Eight rows at a time.
 template <>
 void CudaLinears::start(const cuda::DenseArgs& args) {
+  if (args.in.bits < 16 && args.in.per_tensor) {
+    throw Error({.what = "per-tensor activation quantization of a linear that is not packed",
+                 .where = "cuda backend",
+                 .hint = "use --backend cpu"});
+  }
   cuda::DenseArgs part = args;
   for (int first = 0; first < args.in.tokens; first += cuda::kMaxTokens) {
     part.in.tokens = std::min(cuda::kMaxTokens, args.in.tokens - first);
@@ -81,6 +91,7 @@ void CudaLinears::run_kind(std::span<const Linear> linears, int column, const cu
                                  .expert_count = 0};
   for (size_t i = 0; i < linears.size(); ++i) {
     args.linears[i] = args_of<Matrix>(linears[i], column);
+    args.weak_columns = std::max(args.weak_columns, weak_columns(args.linears[i].matrix));
     if (out.finish != cuda::Finish::activate) column += args.linears[i].matrix.rows;
   }
   start(args);
@@ -117,6 +128,7 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
       for (const Linear& l : expert) {
         if (!same_kernel(weight_of(first.front()), weight_of(l))) throw mixed_kinds();
         all.push_back(args_of<Matrix>(l, 0));
+        table.weak_columns = std::max(table.weak_columns, weak_columns(all.back().matrix));
       }
     }
     table.memory = cuda::uploaded(stream_, std::span<const cuda::LinearArgs<Matrix>>(all));
@@ -128,6 +140,7 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
                                  .linears = {},
                                  .experts = table.memory.as<cuda::LinearArgs<Matrix>>(),
                                  .expert_count = int(experts.size())};
+  args.weak_columns = table.weak_columns;
   for (size_t i = 0; i < first.size(); ++i) args.linears[i] = args_of<Matrix>(first[i], 0);
   if constexpr (std::is_same_v<Matrix, cuda::PackedMatrix>) {
     for (const auto& expert : experts) {

@@ -2,10 +2,12 @@
 
 #include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/kernels.h"
 #include "runtime/backend/backend.h"
+#include "runtime/backend/cuda/integers.h"
 #include "runtime/backend/cuda/weight.h"
 
 namespace oq {
@@ -26,7 +28,11 @@ cuda::NormArgs norm_args(const Norm& norm);
 /// Runs linears of any number of rows.
 class CudaLinears {
  public:
-  explicit CudaLinears(cuda::Stream& stream) : stream_(stream) {}
+  CudaLinears(cuda::Stream& stream, const cuda::DeviceInfo& device)
+      : stream_(stream), integers_(stream, device) {}
+
+  /// What has to be said of the choice between engines, or empty.
+  const std::string& notice() const { return integers_.notice(); }
 
   /// Batches keep 22 bits of their activations, not 11.
   void set_precise(bool precise) { precise_ = precise; }
@@ -40,6 +46,7 @@ class CudaLinears {
   struct Table {
     cuda::Memory memory;
     bool ready = false;
+    int weak_columns = 0;  ///< the most that any of them has
   };
   void run_experts(std::span<const std::vector<Linear>> experts, Table& table,
                    const cuda::InputArgs& in, const cuda::OutputArgs& out);
@@ -57,6 +64,7 @@ class CudaLinears {
   cuda::Stream& stream_;
   bool precise_ = true;
   cuda::BatchSpace space_;
+  CudaIntegers integers_;
 };
 
 }  // namespace oq
