@@ -3,6 +3,7 @@
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -17,6 +18,8 @@ int main(int argc, char** argv) {
     std::printf("SKIPPED: no CUDA device can be used: %s\n", why.c_str());
     return 77;
   }
+  unsetenv("XDG_CACHE_HOME");  // choices between engines stay out of the user's cache
+  unsetenv("HOME");
   doctest::Context context(argc, argv);
   const int result = context.run();
   if (result != 0 || context.shouldExit()) return result;

@@ -57,6 +57,7 @@ OQ_DEVICE void sync_warp() { __syncwarp(); }
 
 /// All 32 lanes take part in each of these.
 OQ_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+OQ_DEVICE int32_t shuffle_xor(int32_t x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 OQ_DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
 OQ_DEVICE uint32_t ballot(bool x) { return __ballot_sync(0xFFFFFFFFu, x); }
 
@@ -116,15 +117,27 @@ OQ_DEVICE void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]) {
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// c += a b: a 16 x 32 and b 32 x 8 of s8, c 16 x 8 of s32 (PTX ISA, mma.m16n8k32).
+/// c += a b: a 16 x 32 and b 32 x 8 of u8, c 16 x 8 of s32 (PTX ISA, mma.m16n8k32).
 ///   a[0] row g, columns 4 q .. 4 q + 3    a[1] row g + 8    a[2], a[3] the same, columns + 16
 ///   b[0] rows 4 q .. 4 q + 3 of column g  b[1] rows + 16    c as above
-OQ_DEVICE void mma_s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2]) {
+OQ_DEVICE void mma_u8(int32_t c[4], const uint32_t a[4], const uint32_t b[2]) {
   asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/// c += how many bits are 1 in both: a 16 x 128 and b 128 x 8 bits, c 16 x 8 of s32 (PTX ISA,
+/// mma.m16n8k128).
+///   a[0] row g, columns 32 q .. 32 q + 31  a[1] row g + 8
+///   b    rows 32 q .. 32 q + 31 of column g    c as above
+OQ_DEVICE void mma_and_popc(int32_t c[4], const uint32_t a[2], uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
 }  // namespace oq::cuda

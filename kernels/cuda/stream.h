@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -23,8 +24,9 @@ struct DeviceError : Error {
 
 struct DeviceInfo {
   std::string name;
-  int major = 0, minor = 0;  ///< compute capability
-  int processors = 0;        ///< SMs
+  int major = 0, minor = 0;     ///< compute capability
+  int processors = 0;           ///< SMs
+  int driver = 0, toolkit = 0;  ///< versions, as CUDA counts them
 };
 
 /// Bytes of the device's memory, now.
@@ -74,7 +76,7 @@ class Stream {
 };
 
 /// While it lives, the stream records what is enqueued instead of running it: kernels and `clear`
-/// alone; whatever copies or waits throws.
+/// alone; whatever copies, waits or makes a Memory throws.
 class Recording {
  public:
   explicit Recording(Stream& stream);
@@ -163,6 +165,10 @@ void upload(Stream& stream, void* to, const Pinned& from, size_t bytes);
 void upload(Stream& stream, void* to, const void* from, size_t bytes);
 void download(Stream& stream, void* to, const void* from, size_t bytes);
 void clear(Stream& stream, void* to, size_t bytes);
+
+/// Microseconds that the device takes for what `work` enqueues, with cold caches: the least of a
+/// few runs. Nothing where that cannot be measured: on the emulator, or without memory to spare.
+std::optional<double> measured(Stream& stream, const std::function<void()>& work);
 
 template <class T>
 Memory uploaded(Stream& stream, std::span<const T> values) {

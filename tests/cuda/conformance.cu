@@ -20,14 +20,24 @@ __global__ void mma_f16_kernel(ConformanceArgs a) {
   for (int i = 0; i < 4; ++i) a.out[lane * 4 + i] = float_to_bits(c[i]);
 }
 
-__global__ void mma_s8_kernel(ConformanceArgs a) {
+__global__ void mma_u8_kernel(ConformanceArgs a) {
   const int lane = lane_id();
   int32_t c[4];
   uint32_t x[4], y[2];
   for (int i = 0; i < 4; ++i) c[i] = int32_t(a.in[lane * 10 + i]);
   for (int i = 0; i < 4; ++i) x[i] = a.in[lane * 10 + 4 + i];
   for (int i = 0; i < 2; ++i) y[i] = a.in[lane * 10 + 8 + i];
-  mma_s8(c, x, y);
+  mma_u8(c, x, y);
+  for (int i = 0; i < 4; ++i) a.out[lane * 4 + i] = uint32_t(c[i]);
+}
+
+__global__ void mma_and_popc_kernel(ConformanceArgs a) {
+  const int lane = lane_id();
+  int32_t c[4];
+  uint32_t x[2];
+  for (int i = 0; i < 4; ++i) c[i] = int32_t(a.in[lane * 7 + i]);
+  for (int i = 0; i < 2; ++i) x[i] = a.in[lane * 7 + 4 + i];
+  mma_and_popc(c, x, a.in[lane * 7 + 6]);
   for (int i = 0; i < 4; ++i) a.out[lane * 4 + i] = uint32_t(c[i]);
 }
 
@@ -35,6 +45,7 @@ __global__ void warp_kernel(ConformanceArgs a) {
   const int lane = lane_id();
   const float x = bits_to_float(a.in[lane]);
   a.out[lane] = float_to_bits(shuffle_xor(x, 5));
+  a.out[96 + lane] = uint32_t(shuffle_xor(int32_t(a.in[lane]), 9));
   a.out[32 + lane] = float_to_bits(shuffle(x, (lane * 3 + 1) % 32));
   a.out[64 + lane] = ballot(a.in[lane] % 3 == 0);
 }
@@ -72,8 +83,10 @@ void run_conformance(cuda::Stream& stream, Instruction what, ConformanceArgs arg
   switch (what) {
     case Instruction::mma_f16:
       return launch(stream, "mma_f16", mma_f16_kernel, {}, args);
-    case Instruction::mma_s8:
-      return launch(stream, "mma_s8", mma_s8_kernel, {}, args);
+    case Instruction::mma_u8:
+      return launch(stream, "mma_u8", mma_u8_kernel, {}, args);
+    case Instruction::mma_and_popc:
+      return launch(stream, "mma_and_popc", mma_and_popc_kernel, {}, args);
     case Instruction::warp:
       return launch(stream, "warp", warp_kernel, {}, args);
     case Instruction::halves:

@@ -92,7 +92,7 @@ void check_f16(const std::function<float()>& a, const std::function<float()>& b,
 
 }  // namespace
 
-TEST_CASE("mma of f16 and s8: fragments as documented, sums exact where floats can hold them") {
+TEST_CASE("mma of f16 and u8: fragments as documented, sums exact where floats can hold them") {
   std::mt19937 rng(3);
   const auto between = [&](int low, int high) {
     return int(rng() % uint32_t(high - low + 1)) + low;
@@ -101,14 +101,38 @@ TEST_CASE("mma of f16 and s8: fragments as documented, sums exact where floats c
     check_f16([&] { return float(between(-60, 60)); }, [&] { return float(between(-60, 60)); },
               [&] { return float(between(-999, 999)); });
     Product<int32_t> p{32, {}, {}, {}};
-    for (int i = 0; i < 512; ++i) p.a.push_back(between(-128, 127));
-    for (int i = 0; i < 256; ++i) p.b.push_back(between(-128, 127));
+    for (int i = 0; i < 512; ++i) p.a.push_back(between(0, 255));
+    for (int i = 0; i < 256; ++i) p.b.push_back(between(0, 255));
     for (int i = 0; i < 128; ++i) p.c.push_back(between(-99999, 99999));
-    const auto out = run(Instruction::mma_s8,
+    const auto out = run(Instruction::mma_u8,
                          p.registers(4, [](int32_t x) { return uint32_t(x) & 0xFFu; }), 128);
     for (int lane = 0; lane < 32; ++lane) {
       for (int r = 0; r < 4; ++r) {
         REQUIRE(int32_t(out[size_t(lane * 4 + r)]) == p.truth(c_cell(lane, r)));
+      }
+    }
+  }
+}
+
+TEST_CASE("mma of bits counts those that are 1 in both") {
+  std::mt19937 rng(6);
+  for (int round = 0; round < 10; ++round) {
+    std::vector<uint32_t> in(32 * 7);
+    for (uint32_t& x : in) x = round == 0 ? ~0u : uint32_t(rng());
+    for (int i = 0; i < 32 * 4; ++i) in[size_t(i / 4 * 7 + i % 4)] %= 100000;
+    const auto out = run(Instruction::mma_and_popc, in, 128);
+    const auto bit = [&](int lane, int reg, int i) {
+      return int32_t(in[size_t(lane * 7 + 4 + reg)] >> i & 1u);
+    };
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int r = 0; r < 4; ++r) {
+        const Cell at = c_cell(lane, r);
+        auto sum = int32_t(in[size_t(lane * 7 + r)]);
+        for (int k = 0; k < 128; ++k) {
+          sum += bit(at.row % 8 * 4 + k / 32, at.row / 8, k % 32) *
+                 bit(at.col * 4 + k / 32, 2, k % 32);
+        }
+        REQUIRE(int32_t(out[size_t(lane * 4 + r)]) == sum);
       }
     }
   }
@@ -127,13 +151,14 @@ TEST_CASE("shuffles and votes move bits, halves convert to nearest even, atomics
   std::mt19937 rng(5);
   std::vector<uint32_t> in(65536);
   for (uint32_t& x : in) x = rng() % 0x7F000000u;  // finite and positive
-  const auto warp = run(Instruction::warp, in, 96);
+  const auto warp = run(Instruction::warp, in, 128);
   uint32_t votes = 0;
   for (uint32_t i = 0; i < 32; ++i) votes |= uint32_t(in[i] % 3 == 0) << i;
   for (uint32_t i = 0; i < 32; ++i) {
     CHECK(warp[i] == in[i ^ 5]);
     CHECK(warp[32 + i] == in[(i * 3 + 1) % 32]);
     CHECK(warp[64 + i] == votes);
+    CHECK(warp[96 + i] == in[i ^ 9]);
   }
   for (size_t i = 0; i < in.size(); ++i) {  // where halves live, and beyond
     in[i] = std::bit_cast<uint32_t>(std::bit_cast<float>(0x30000000u + in[i] % 0x18000000u));

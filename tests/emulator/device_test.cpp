@@ -1,6 +1,7 @@
 /// The CUDA backend on a device that is missing, small or failing; captured steps.
 
-#include <cstring>
+#include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -39,20 +40,22 @@ class Device {
 constexpr Decoder::Options kOptions = {.context = 300, .sequences = 2, .max_rows = 20};
 
 /// What runs where `backend` was asked for.
-std::string runs(const std::shared_ptr<const File>& file, const std::string& backend) {
-  return tool::make_decoder(file, {backend, 1, true}, kOptions).backend().description();
+std::string runs(const std::shared_ptr<const File>& file, const std::string& backend,
+                 const Decoder::Options& options = kOptions) {
+  return tool::make_decoder(file, {backend, 1, true}, options).backend().description();
 }
 
 bool starts_with(const std::string& text, const std::string& start) {
   return text.rfind(start, 0) == 0;
 }
 
-void check_falls_back(const std::shared_ptr<const File>& file, const std::string& why) {
+void check_falls_back(const std::shared_ptr<const File>& file, const std::string& why,
+                      const Decoder::Options& options = kOptions) {
   CAPTURE(why);
-  CHECK(starts_with(runs(file, "auto"), "cpu, "));
-  CHECK_THROWS_WITH_AS(runs(file, "cuda"), doctest::Contains(why.c_str()), Error);
-  CHECK_THROWS_WITH_AS(runs(file, "cuda"), doctest::Contains("--backend cuda"), Error);
-  CHECK_THROWS_WITH_AS(runs(file, "cuda"), doctest::Contains("use --backend cpu"), Error);
+  CHECK(starts_with(runs(file, "auto", options), "cpu, "));
+  for (const char* part : {why.c_str(), "--backend cuda", "use --backend cpu"}) {
+    CHECK_THROWS_WITH_AS(runs(file, "cuda", options), doctest::Contains(part), Error);
+  }
 }
 
 }  // namespace
@@ -82,7 +85,11 @@ TEST_CASE("auto takes the device where it can, the CPU where it cannot; cuda say
     check_falls_back(file, "does not fit the device's memory (expected");
   }
   SUBCASE("a scheme that it has no kernels for") {
-    check_falls_back(make_tiny_oq(dir / "tensor.oq", {.scheme = "w4a8t"}), "scheme w4a8t");
+    ModelConfig config = tiny_config();
+    config.experts = 3;
+    config.experts_used = 2;
+    check_falls_back(make_tiny_oq(dir / "tensor.oq", {.scheme = "w4a8t", .config = config}),
+                     "scheme w4a8t", {.context = 300, .sequences = 2, .max_rows = 65});
   }
 }
 
@@ -111,53 +118,73 @@ TEST_CASE("a device that fails in the middle of a run is one error") {
                        cuda::DeviceError);
 }
 
-TEST_CASE("the plan of device memory is told first, holds, and is not much too large") {
+namespace {
+
+/// A decoder's peak against its plan, in a step that takes all there is: every row, all logits.
+void check_plan(const TinyOq& tiny, int kv_bits, int32_t rows) {
   const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", tiny);
+  const ModelConfig& config = tiny.config;
+  Decoder::Options options = kOptions;
+  options.kv_bits = kv_bits;
+  options.max_rows = rows;
+  Device device;
+  const size_t before = device->used;
+  std::string told;
+  size_t told_at = 0;
+  const auto notice = [&](const std::string& text) {
+    told = text;
+    told_at = device->used;
+  };
+  Decoder decoder(file, make_cuda_backend({.notice = notice}), options);
+  CHECK(told_at == before);
+  CHECK(told.find("cuda, emulator, sm_90: ") == 0);
+  CHECK(told.find(" GB of device memory: ") != std::string::npos);
+  for (const int32_t n : {rows, std::min(rows, 64), 8, 1}) {
+    std::vector<int32_t> tokens(size_t(n), 3), all(size_t(n), 0), sequences(size_t(n), 0);
+    std::iota(all.begin(), all.end(), 0);
+    decoder.truncate(0);
+    decoder.step({tokens, all, sequences, all});
+  }
+
+  Plan plan{.config = config, .scheme = Scheme::parse(tiny.scheme)};
+  plan.context = options.context;
+  plan.sequences = options.sequences;
+  plan.max_rows = options.max_rows;
+  plan.kv_bits = options.kv_bits;
+  plan.tensors = file->tensors();
+  plan.buffers = {config.hidden, config.q_width() + 2 * config.kv_width(), config.q_width(),
+                  config.mlp};
+  const DevicePlan reckoned = DevicePlan::of(plan);
+  const uint64_t taken = device->peak - before;
+  CAPTURE(tiny.scheme);
+  CAPTURE(config.experts);
+  CAPTURE(kv_bits);
+  CAPTURE(rows);
+  CAPTURE(reckoned.total());
+  CAPTURE(taken);
+  CHECK(taken <= reckoned.total());
+  CHECK(reckoned.total() < taken + taken / 3);
+  // The least that is enough is enough, and a byte less is not.
+  const size_t reserve = size_t(128) << 20;
+  CHECK_NOTHROW(reckoned.check_fits({reckoned.total() + reserve, size_t(1) << 40}));
+  CHECK_THROWS_WITH_AS(reckoned.check_fits({reckoned.total() + reserve - 1, size_t(1) << 40}),
+                       doctest::Contains("choose a smaller --ctx"), cuda::DeviceError);
+}
+
+}  // namespace
+
+TEST_CASE("the plan of device memory is told first, holds, and is not much too large") {
   ModelConfig experts = tiny_config();
   experts.experts = 5;
   experts.experts_used = 2;
   for (const ModelConfig& config : {tiny_config(), experts}) {
     for (const int kv_bits : {16, 4}) {
-      const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32", .config = config});
-      Decoder::Options options = kOptions;
-      options.kv_bits = kv_bits;
-      Device device;
-      const size_t before = device->used;
-      std::string told;
-      size_t told_at = 0;
-      const auto notice = [&](const std::string& text) {
-        told = text;
-        told_at = device->used;
-      };
-      Decoder decoder(file, make_cuda_backend({.notice = notice}), options);
-      CHECK(told_at == before);
-      CHECK(told.find("cuda, emulator, sm_90: ") == 0);
-      CHECK(told.find(" GB of device memory: ") != std::string::npos);
-      std::vector<int32_t> tokens(20, 3), rows(20), positions(20), sequences(20, 0);
-      for (int32_t i = 0; i < 20; ++i) rows[size_t(i)] = positions[size_t(i)] = i;
-      decoder.step({tokens, positions, sequences, rows});
-
-      Plan plan{.config = config, .scheme = Scheme::parse("w4a16g32")};
-      plan.context = options.context;
-      plan.sequences = options.sequences;
-      plan.max_rows = options.max_rows;
-      plan.kv_bits = kv_bits;
-      plan.tensors = file->tensors();
-      plan.buffers = {config.hidden, config.q_width() + 2 * config.kv_width(), config.q_width(),
-                      config.mlp};
-      const DevicePlan reckoned = DevicePlan::of(plan);
-      const uint64_t taken = device->peak - before;
-      CAPTURE(kv_bits);
-      CAPTURE(reckoned.total());
-      CAPTURE(taken);
-      CHECK(taken <= reckoned.total());
-      CHECK(reckoned.total() < taken + taken / 3);
-      // The least that is enough is enough, and a byte less is not.
-      const size_t reserve = size_t(128) << 20;
-      CHECK_NOTHROW(reckoned.check_fits({reckoned.total() + reserve, size_t(1) << 40}));
-      CHECK_THROWS_WITH_AS(reckoned.check_fits({reckoned.total() + reserve - 1, size_t(1) << 40}),
-                           doctest::Contains("choose a smaller --ctx"), cuda::DeviceError);
+      check_plan({.scheme = "w4a16g32", .config = config}, kv_bits, 20);
     }
+    check_plan({.scheme = "w4a16g32", .weak_columns = 3, .config = config}, 8, 80);
+    check_plan({.scheme = "w4a8g32", .config = config}, 16, 70);
+    check_plan({.scheme = "w4a8t", .weak_columns = 3, .config = config}, 16, 40);
   }
 }
 

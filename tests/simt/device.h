@@ -87,6 +87,12 @@ inline float shuffle_xor(float x, int mask, OQ_FROM) {
       "shuffle_xor", uint64_t(mask), OQ_HERE, {x, mask},
       [](const In* all, int lane) { return all[(lane ^ all[lane].second) % 32].first; });
 }
+inline int32_t shuffle_xor(int32_t x, int mask, OQ_FROM) {
+  using In = std::pair<int32_t, int>;
+  return warp_instruction<In, int32_t>(
+      "shuffle_xor", uint64_t(mask), OQ_HERE, {x, mask},
+      [](const In* all, int lane) { return all[(lane ^ all[lane].second) % 32].first; });
+}
 inline float shuffle(float x, int lane, OQ_FROM) {
   using In = std::pair<float, int>;
   return warp_instruction<In, float>("shuffle", 0, OQ_HERE, {x, lane}, [](const In* all, int i) {
@@ -175,9 +181,36 @@ inline void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2], OQ_FRO
   mma<float, 16, 2>("mma_f16", OQ_HERE, c, a, b,
                     [](uint32_t word, int i) { return to_float(f16{uint16_t(word >> (16 * i))}); });
 }
-inline void mma_s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2], OQ_FROM) {
-  mma<int32_t, 32, 4>("mma_s8", OQ_HERE, c, a, b,
-                      [](uint32_t word, int i) { return int32_t(int8_t(word >> (8 * i))); });
+inline void mma_u8(int32_t c[4], const uint32_t a[4], const uint32_t b[2], OQ_FROM) {
+  mma<int32_t, 32, 4>("mma_u8", OQ_HERE, c, a, b,
+                      [](uint32_t word, int i) { return int32_t(word >> (8 * i) & 0xFFu); });
+}
+
+/// What mma_and_popc takes and gives, a lane's registers.
+struct BitsLane {
+  int32_t c[4];
+  uint32_t a[2], b;
+};
+inline void mma_and_popc(int32_t c[4], const uint32_t a[2], uint32_t b, OQ_FROM) {
+  BitsLane in{{c[0], c[1], c[2], c[3]}, {a[0], a[1]}, b};
+  struct Sums {
+    int32_t c[4];
+  };
+  const auto all = [](const BitsLane* lanes, int lane) {
+    if (lane == 0) simt::add_count(simt::Count::mma);
+    Sums out;
+    for (int r = 0; r < 4; ++r) {
+      const int row = lane / 4, column = 2 * (lane % 4) + r % 2;
+      int32_t sum = lanes[lane].c[r];
+      for (int q = 0; q < 4; ++q) {
+        sum += std::popcount(lanes[4 * row + q].a[r / 2] & lanes[4 * column + q].b);
+      }
+      out.c[r] = sum;
+    }
+    return out;
+  };
+  const Sums sums = warp_instruction<BitsLane, Sums>("mma_and_popc", 0, OQ_HERE, in, all);
+  std::memcpy(c, sums.c, sizeof sums.c);
 }
 
 }  // namespace oq::cuda

@@ -11,6 +11,7 @@ struct DeviceState {
   size_t memory = size_t(1) << 33;
   size_t used = 0;         ///< by what is allocated now
   size_t peak = 0;         ///< the most of it so far
+  int recordings = 0;      ///< streams that record
   int launches_left = -1;  ///< the one after these fails; -1: none does
 };
 DeviceState& device_state();

@@ -35,6 +35,11 @@ void refuse_recording(const Queue& q, const char* what) {
   throw DeviceError({.what = "the stream records", .where = what});
 }
 
+Work* finish_recording(Queue& q) {
+  --simt::device_state().recordings;
+  return std::exchange(q.recording, nullptr);
+}
+
 }  // namespace
 
 void enqueue(Stream& stream, std::function<void()> work) {
@@ -80,13 +85,14 @@ Graph::~Graph() { delete static_cast<Work*>(handle_); }
 Recording::Recording(Stream& stream) : stream_(stream) {
   refuse_recording(queue_of(stream), "recording");
   queue_of(stream).recording = new Work;
+  ++simt::device_state().recordings;
 }
 Recording::~Recording() {
-  if (open_) delete std::exchange(queue_of(stream_).recording, nullptr);
+  if (open_) delete finish_recording(queue_of(stream_));
 }
 Graph Recording::finish() {
   open_ = false;
-  return Graph(std::exchange(queue_of(stream_).recording, nullptr));
+  return Graph(finish_recording(queue_of(stream_)));
 }
 
 Event::Event() = default;
@@ -99,6 +105,9 @@ double seconds_between(const Event&, const Event&) { return 0; }  // the emulato
 
 Memory::Memory(size_t bytes) : bytes_(bytes) {
   simt::DeviceState& d = simt::device_state();
+  if (d.recordings > 0) {
+    throw DeviceError({.what = "no memory can be had while a stream records", .where = "emulator"});
+  }
   if (bytes > d.memory - d.used) {
     throw DeviceError({.what = "the device's memory is full", .where = "emulator"});
   }
@@ -131,6 +140,10 @@ void download(Stream& stream, void* to, const void* from, size_t bytes) {
 }
 void clear(Stream& stream, void* to, size_t bytes) {
   enqueue(stream, [to, bytes] { std::memset(to, 0, bytes); });
+}
+std::optional<double> measured(Stream& stream, const std::function<void()>&) {
+  refuse_recording(queue_of(stream), "measured");
+  return std::nullopt;
 }
 
 }  // namespace oq::cuda

@@ -11,6 +11,7 @@ namespace oq {
 
 /// What attention takes of the device's memory.
 struct AttentionRoom {
+  cuda::KvType kv_type = cuda::KvType::f16;
   int positions = 0;  ///< of a sequence: whole stretches
   int padded_dim = 0, stretches = 0;
   uint64_t cell_bytes = 0, grid_bytes = 0;  ///< of a block's keys, or of its values; of both grids

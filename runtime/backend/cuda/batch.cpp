@@ -7,8 +7,6 @@
 namespace oq {
 namespace {
 
-constexpr int kSlice = cuda::kMaxTokens;
-
 /// Stretches that a captured step covers: a power of two, so that a context has few shapes. Blocks
 /// of stretches that nobody sees leave at once, and the others' bits do not depend on them.
 int captured_stretches(int last_position, int64_t context) {
@@ -17,38 +15,45 @@ int captured_stretches(int last_position, int64_t context) {
   return int(std::min(std::bit_ceil(needed), all));
 }
 
+/// 5 lists of max_rows; then the whole's order, and its runs and their end, and the slices'.
+int64_t list_lengths(int64_t max_rows) {
+  const int64_t slices = 1 + (max_rows + CudaBatch::kSliceRows - 1) / CudaBatch::kSliceRows;
+  return 9 * max_rows + slices;
+}
+
 }  // namespace
+
+uint64_t CudaBatch::device_bytes(int64_t max_rows) {
+  return uint64_t(list_lengths(max_rows)) * sizeof(int32_t);
+}
 
 CudaBatch::CudaBatch(cuda::Stream& stream, int64_t max_rows, int64_t context)
     : stream_(stream), max_rows_(max_rows), context_(context) {
-  const int64_t slices = (max_rows + kSlice - 1) / kSlice;
-  host_.resize(size_t(5 * max_rows + slices * (kSlice + 1)));
-  memory_ = cuda::Memory(host_.size() * sizeof(int32_t));
+  host_.resize(size_t(list_lengths(max_rows)));
+  memory_ = cuda::Memory(device_bytes(max_rows));
 }
 
-void CudaBatch::add_slice(const Batch& batch, int first) {
-  const int rows = std::min(kSlice, rows_ - first);
-  int32_t* order = host_.data() + 4 * max_rows_ + first;
-  const int64_t run_offset = 5 * max_rows_ + first / kSlice * (kSlice + 1);
-  int32_t* run_first = host_.data() + run_offset;
+CudaBatch::Slice CudaBatch::slice(const Batch& batch, int first, int rows) {
+  int32_t* order = host_.data() + used_;
+  int32_t* run_first = order + rows;
   const auto sequence = [&](int row) { return batch.sequences[size_t(first + row)]; };
   std::iota(order, order + rows, 0);
   std::stable_sort(order, order + rows, [&](int a, int b) { return sequence(a) < sequence(b); });
   Slice s{.first = first,
           .rows = rows,
-          .run_first = tokens() + run_offset,
-          .order = tokens() + 4 * max_rows_ + first};
+          .runs = 0,
+          .longest_run = 0,
+          .last_position = 0,
+          .run_first = tokens() + used_ + rows,
+          .order = tokens() + used_};
   for (int i = 0; i < rows; ++i) {
     if (i == 0 || sequence(order[i]) != sequence(order[i - 1])) run_first[s.runs++] = i;
+    s.longest_run = std::max(s.longest_run, i + 1 - run_first[s.runs - 1]);
     s.last_position = std::max(s.last_position, int(batch.positions[size_t(first + i)]));
   }
   run_first[s.runs] = rows;
-  if (rows_ <= kSlice) {
-    const int stretches = captured_stretches(s.last_position, context_);
-    s.last_position = stretches * cuda::kKvStretch - 1;
-    shape_ = {rows_, logit_rows_, s.runs, stretches};
-  }
-  slices_.push_back(s);
+  used_ += size_t(rows + s.runs + 1);
+  return s;
 }
 
 void CudaBatch::load(const Batch& batch) {
@@ -58,9 +63,28 @@ void CudaBatch::load(const Batch& batch) {
   std::copy(batch.positions.begin(), batch.positions.end(), host_.begin() + max_rows_);
   std::copy(batch.sequences.begin(), batch.sequences.end(), host_.begin() + 2 * max_rows_);
   std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), host_.begin() + 3 * max_rows_);
+  int32_t* runs = host_.data() + 4 * max_rows_;
+  for (int i = 0; i < rows_; ++i) {
+    const auto at = size_t(i);
+    const bool same = i > 0 && batch.sequences[at] == batch.sequences[at - 1];
+    runs[i] = i == 0 ? 0 : runs[i - 1] + (same ? 0 : 1);
+  }
+  used_ = size_t(5 * max_rows_);
+  whole_ = slice(batch, 0, rows_);
   slices_.clear();
   shape_.clear();
-  for (int first = 0; first < rows_; first += kSlice) add_slice(batch, first);
+  if (rows_ <= cuda::kMaxTokens) {
+    const int stretches = captured_stretches(whole_.last_position, context_);
+    whole_.last_position = stretches * cuda::kKvStretch - 1;
+    shape_ = {rows_, logit_rows_, whole_.runs, stretches};
+  }
+  if (rows_ <= kSliceRows) {
+    slices_.push_back(whole_);
+  } else {
+    for (int first = 0; first < rows_; first += kSliceRows) {
+      slices_.push_back(slice(batch, first, std::min(kSliceRows, rows_ - first)));
+    }
+  }
   cuda::upload(stream_, memory_.data(), host_.data(), memory_.bytes());
 }
 

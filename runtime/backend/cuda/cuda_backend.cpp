@@ -37,13 +37,15 @@ class CudaBackend final : public Backend {
         options_(std::move(options)),
         steps_(stream_, options_.captures),
         uploader_(stream_),
-        linears_(stream_) {
+        linears_(stream_, device_) {
     cuda::run_nothing(stream_);  // shows a device that this build has no kernels for
     stream_.synchronize();
   }
 
   std::string description() const override {
-    return fmt::format("cuda, {}, sm_{}{}", device_.name, device_.major, device_.minor);
+    const std::string& notice = linears_.notice();
+    return fmt::format("cuda, {}, sm_{}{}{}{}", device_.name, device_.major, device_.minor,
+                       notice.empty() ? "" : "; ", notice);
   }
 
   void configure(const Plan& plan) override;
@@ -132,7 +134,9 @@ class CudaBackend final : public Backend {
             .norm = norm_args(norm),
             .bits = bits,
             .count = nullptr,
-            .expert_stride = 0};
+            .expert_stride = 0,
+            .per_tensor = plan_.scheme.per_tensor,
+            .runs = batch_->runs() + first};
   }
   cuda::OutputArgs output(const CudaBuffer& y, int first, Finish finish) const {
     return {.finish = finish,
@@ -144,9 +148,7 @@ class CudaBackend final : public Backend {
 
   void run(std::span<const Linear> linears, const Norm& norm, int bits, const CudaBuffer& in,
            Finish finish, const CudaBuffer& out) {
-    for (const CudaBatch::Slice& s : batch_->slices()) {
-      linears_.run(linears, input(in, s.first, s.rows, norm, bits), output(out, s.first, finish));
-    }
+    linears_.run(linears, input(in, 0, batch_->rows(), norm, bits), output(out, 0, finish));
   }
 
   void look_up(const CudaWeight& table, const int32_t* index, bool add, const CudaBuffer& x) {
@@ -176,7 +178,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<CudaAttention> attention_;
   const CudaWeight* inv_freq_ = nullptr;
   Activation activation_ = Activation::silu;
-  // Experts: of one slice, [experts][8 rows].
+  // Experts: of one slice, [experts][64 rows].
   std::map<const Weight*, ExpertTables> experts_;  ///< by router
   std::unique_ptr<CudaBuffer> router_, hidden_, expert_out_;
   cuda::Memory rows_, count_, slot_, weight_;
@@ -190,10 +192,15 @@ class CudaBackend final : public Backend {
 
 void CudaBackend::configure(const Plan& plan) {
   plan_ = plan;
-  if (plan.scheme.activation_bits < 16 && plan.scheme.per_tensor) {
+  const Scheme& scheme = plan.scheme;
+  if (scheme.activation_bits < 16 && scheme.per_tensor && plan.config.experts > 0 &&
+      plan.max_rows > cuda::kExpertRows) {
     throw cuda::DeviceError(
-        {.what = "per-tensor activation quantization is not in the CUDA backend yet",
-         .where = "scheme " + plan.scheme.str(),
+        {.what = "per-tensor activation quantization of experts in larger batches "
+                 "is not in the CUDA backend",
+         .where = "scheme " + scheme.str(),
+         .expected = fmt::format("batches of at most {} rows", cuda::kExpertRows),
+         .found = std::to_string(plan.max_rows),
          .hint = "use --backend cpu"});
   }
   const DevicePlan memory = DevicePlan::of(plan);
@@ -201,6 +208,7 @@ void CudaBackend::configure(const Plan& plan) {
   memory.check_fits(cuda::device_memory());
   batch_ = std::make_unique<CudaBatch>(stream_, plan.max_rows, plan.context);
   attention_ = std::make_unique<CudaAttention>(stream_, plan);
+  linears_.configure(plan);
   uploader_.reserve(memory.staging);
 }
 
@@ -219,7 +227,7 @@ ExpertTables& CudaBackend::tables_of(const Experts& experts) {
 void CudaBackend::make_expert_room(const Experts& experts) {
   if (router_ != nullptr) return;
   const auto n = int64_t(experts.mlps.size());
-  constexpr int64_t kRows = cuda::kMaxTokens;
+  constexpr int64_t kRows = cuda::kExpertRows;
   router_ = std::make_unique<CudaBuffer>(kRows, n);
   hidden_ = std::make_unique<CudaBuffer>(n * kRows, plan_.config.mlp);
   expert_out_ = std::make_unique<CudaBuffer>(n * kRows, plan_.config.hidden);
@@ -247,16 +255,18 @@ void CudaBackend::run_experts(const Norm& norm, const Experts& experts, const Cu
                         .weight = weight_.as<float>()});
   activation_ = experts.mlps.front().activation;
   cuda::InputArgs in = input(x, s.first, s.rows, norm, block_bits());
-  in.rows = rows_.as<int32_t>();
+  in.rows = in.run_rows = rows_.as<int32_t>();
   in.count = count_.as<int32_t>();
   cuda::OutputArgs hidden = output(*hidden_, 0, Finish::activate);
-  hidden.expert_stride = int64_t(cuda::kMaxTokens) * hidden_->stride;
+  hidden.expert_stride = int64_t(cuda::kExpertRows) * hidden_->stride;
   linears_.run_experts(tables.into, tables.into_table, in, hidden);
   in = input(*hidden_, 0, s.rows, {}, block_bits());
+  in.runs = batch_->runs() + s.first;
+  in.run_rows = rows_.as<int32_t>();
   in.count = count_.as<int32_t>();
   in.expert_stride = hidden.expert_stride;
   cuda::OutputArgs out = output(*expert_out_, 0, Finish::store);
-  out.expert_stride = int64_t(cuda::kMaxTokens) * expert_out_->stride;
+  out.expert_stride = int64_t(cuda::kExpertRows) * expert_out_->stride;
   linears_.run_experts(tables.down, tables.down_table, in, out);
   cuda::combine(stream_, {.out = expert_out_->row(0),
                           .expert_stride = out.expert_stride,
@@ -283,12 +293,10 @@ void CudaBackend::head(const Norm& norm, const Linear& head, const Buffer& x) {
     logits_ = std::make_unique<CudaBuffer>(rows, plan_.config.vocab);
     logits_room_ = rows;
   }
-  for (int first = 0; first < rows; first += cuda::kMaxTokens) {
-    const int tokens = std::min(cuda::kMaxTokens, rows - first);
-    cuda::InputArgs in = input(buffer_of(x), 0, tokens, norm, 16);
-    in.rows = batch_->logit_list() + first;
-    linears_.run({&head, 1}, in, output(*logits_, first, Finish::store));
-  }
+  if (rows == 0) return;
+  cuda::InputArgs in = input(buffer_of(x), 0, rows, norm, 16);
+  in.rows = batch_->logit_list();
+  linears_.run({&head, 1}, in, output(*logits_, 0, Finish::store));
 }
 
 void CudaBackend::check_row(int64_t i) const {

@@ -6,6 +6,7 @@
 
 #include "format/bytes.h"
 #include "runtime/backend/cuda/attention.h"
+#include "runtime/backend/cuda/linear.h"
 #include "runtime/backend/cuda/ranker.h"
 #include "runtime/backend/cuda/weight.h"
 
@@ -26,16 +27,21 @@ uint64_t floats(int64_t rows, int64_t cols) {
   return taken(uint64_t(rows) * round_up(uint64_t(cols), 4) * sizeof(float));
 }
 
-/// Logits of a whole batch and what ranks them, the experts' tables, and what CudaBatch holds.
+/// Logits of a whole batch and what ranks them, what CudaBatch holds, what linears take.
 uint64_t scratch(const Plan& plan) {
-  const ModelConfig& c = plan.config;
-  uint64_t bytes = floats(plan.max_rows, c.vocab) + floats(7 * (plan.max_rows + 1), 1) +
-                   taken(CudaRanker::device_bytes(c.vocab)) + 1024;
-  if (c.experts == 0) return bytes;
-  const int64_t slots = c.experts * cuda::kMaxTokens;
-  bytes += floats(cuda::kMaxTokens, c.experts) + floats(slots, c.mlp) + floats(slots, c.hidden);
+  const LinearRoom linears(plan);
+  return floats(plan.max_rows, plan.config.vocab) + taken(CudaBatch::device_bytes(plan.max_rows)) +
+         taken(CudaRanker::device_bytes(plan.config.vocab)) + 1024 + taken(linears.codes) +
+         taken(linears.batch) + taken(linears.measured);
+}
+
+/// The tables of a slice's experts.
+uint64_t expert_tables(const ModelConfig& c) {
+  if (c.experts == 0) return 0;
+  const int64_t slots = c.experts * cuda::kExpertRows;
   const uint64_t table = uint64_t(c.experts) * sizeof(cuda::LinearArgs<cuda::PackedMatrix>);
-  return bytes + 4 * floats(slots, 1) + uint64_t(c.blocks) * (taken(2 * table) + taken(table));
+  return floats(cuda::kExpertRows, c.experts) + floats(slots, c.mlp) + floats(slots, c.hidden) +
+         4 * taken(uint64_t(slots) * 4) + uint64_t(c.blocks) * (taken(2 * table) + taken(table));
 }
 
 }  // namespace
@@ -43,13 +49,14 @@ uint64_t scratch(const Plan& plan) {
 DevicePlan DevicePlan::of(const Plan& plan) {
   DevicePlan d;
   for (const TensorInfo& t : plan.tensors) {
+    if (t.kind == Kind::bytes) continue;  // a tokenizer's
     d.weights += taken(CudaUploader::device_bytes(t));
     if (t.kind == Kind::packed) d.staging = std::max(d.staging, taken(t.bytes));
   }
   const AttentionRoom room(plan);
   d.kv = uint64_t(plan.config.blocks) * (2 * taken(room.cell_bytes) + taken(room.grid_bytes));
   d.buffers = taken(room.part_bytes) + taken(room.arrived_bytes) + taken(room.rotation_bytes) +
-              scratch(plan);
+              scratch(plan) + expert_tables(plan.config);
   for (const int64_t cols : plan.buffers) d.buffers += floats(plan.max_rows, cols);
   return d;
 }

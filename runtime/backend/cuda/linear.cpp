@@ -2,8 +2,14 @@
 
 #include <algorithm>
 
+#include "format/bytes.h"
+
 namespace oq {
 namespace {
+
+/// Rows beyond which weights become f16 and cuBLAS multiplies. Not measured: 64 rows are one block
+/// of the other engine, which reads all weights again for every further 64.
+constexpr int kTilesAtMost = 64;
 
 const CudaWeight& weight_of(const Linear& l) { return static_cast<const CudaWeight&>(*l.weight); }
 const CudaWeight* cuda_weight(const Weight* w) { return static_cast<const CudaWeight*>(w); }
@@ -24,12 +30,54 @@ cuda::DeviceError mixed_kinds() {
                             .hint = "use --backend cpu"});
 }
 
+int weak_columns(const cuda::PackedMatrix& m) { return m.weak_columns; }
+int weak_columns(const cuda::DenseMatrix&) { return 0; }
+
 template <class Matrix>
 cuda::LinearArgs<Matrix> args_of(const Linear& l, int column) {
   const CudaWeight* bias = cuda_weight(l.bias);
   return {std::get<Matrix>(weight_of(l).matrix), bias == nullptr ? nullptr : bias->floats(),
           column};
 }
+
+cuda::BatchHow how_of(const cuda::PackedArgs& args, bool precise) {
+  const bool gemm = !precise && args.experts == nullptr && args.in.tokens > kTilesAtMost;
+  return {gemm ? cuda::BatchEngine::gemm : cuda::BatchEngine::tiles, precise};
+}
+
+/// The largest call that a tensor of the plan can be part of.
+struct PlannedLinear {
+  cuda::PackedArgs args{};
+
+  PlannedLinear(const Plan& plan, const TensorInfo& t) {
+    const ModelConfig& c = plan.config;
+    const bool expert = t.name.find(".experts.") != std::string::npos;
+    // What reads a block's input does so beside others: q, k, v; gate and up.
+    args.count = int64_t(t.cols) != c.hidden ? 1 : !expert ? cuda::kMaxLinears : c.gated ? 2 : 1;
+    const auto matrix = cuda::shape_of(PackedLayout::of(t.rows, t.cols, t.packing));
+    for (int l = 0; l < args.count; ++l) args.linears[l].matrix = matrix;
+    args.weak_columns = matrix.weak_columns;
+    args.expert_count = expert ? int(c.experts) : 0;
+    args.experts = expert ? args.linears : nullptr;
+    args.in.tokens =
+        int(expert ? std::min<int64_t>(plan.max_rows, cuda::kExpertRows) : plan.max_rows);
+  }
+  PlannedLinear(const PlannedLinear&) = delete;  // `experts` points into it
+
+  size_t code_bytes() const { return CudaIntegers::code_bytes(args); }
+
+  /// Of any number of rows: fewer may take more, for the columns are cut into more splits.
+  size_t batch_bytes(const Plan& plan) const {
+    size_t most = 0;
+    cuda::PackedArgs part = args;
+    for (int tokens = kTilesAtMost; part.in.tokens > cuda::kMaxTokens; tokens += kTilesAtMost) {
+      part.in.tokens = std::min(tokens, args.in.tokens);
+      most = std::max(most, cuda::batch_bytes(part, how_of(part, plan.exact)));
+      if (tokens >= args.in.tokens) break;
+    }
+    return most;
+  }
+};
 
 }  // namespace
 
@@ -44,13 +92,50 @@ cuda::NormArgs norm_args(const Norm& norm) {
           .bias_peak = bias == nullptr ? 0.0f : bias->peak};
 }
 
+LinearRoom::LinearRoom(const Plan& plan) {
+  for (const TensorInfo& t : plan.tensors) {
+    if (t.kind != Kind::packed) continue;
+    const bool in_block = t.name.starts_with("blocks.");
+    const PlannedLinear linear(plan, t);
+    if (in_block && plan.scheme.activation_bits < 16) {
+      codes = std::max<uint64_t>(codes, linear.code_bytes());
+      measured =
+          uint64_t(plan.max_rows) * round_up(uint64_t(plan.config.hidden), 4) * sizeof(float);
+    } else {
+      batch = std::max<uint64_t>(batch, linear.batch_bytes(plan));
+    }
+  }
+}
+
+void CudaLinears::configure(const Plan& plan) {
+  precise_ = plan.exact;
+  integers_.reserve(LinearRoom(plan).codes);
+}
+
+/// Integers where the scheme quantizes what comes in; else decode's kernels for up to 8 rows, then
+/// tensor cores on packed weights, then cuBLAS.
 template <>
 void CudaLinears::start(const cuda::PackedArgs& args) {
-  cuda::packed_linears(stream_, args);
+  if (args.in.bits < 16) return integers_.run(args);
+  if (args.in.tokens <= cuda::kMaxTokens) return cuda::packed_linears(stream_, args);
+  cuda::batch_linears(stream_, args, how_of(args, precise_), space_);
 }
+/// Eight rows at a time.
 template <>
 void CudaLinears::start(const cuda::DenseArgs& args) {
-  cuda::dense_linears(stream_, args);
+  if (args.in.bits < 16 && args.in.per_tensor) {
+    throw cuda::DeviceError(
+        {.what = "per-tensor activation quantization of a linear that is not packed",
+         .where = "cuda backend",
+         .hint = "use --backend cpu"});
+  }
+  cuda::DenseArgs part = args;
+  for (int first = 0; first < args.in.tokens; first += cuda::kMaxTokens) {
+    part.in.tokens = std::min(cuda::kMaxTokens, args.in.tokens - first);
+    part.in.first = first;
+    part.out.y = args.out.y + int64_t(first) * args.out.stride;
+    cuda::dense_linears(stream_, part);
+  }
 }
 
 template <class Matrix>
@@ -64,6 +149,7 @@ void CudaLinears::run_kind(std::span<const Linear> linears, int column, const cu
                                  .expert_count = 0};
   for (size_t i = 0; i < linears.size(); ++i) {
     args.linears[i] = args_of<Matrix>(linears[i], column);
+    args.weak_columns = std::max(args.weak_columns, weak_columns(args.linears[i].matrix));
     if (out.finish != cuda::Finish::activate) column += args.linears[i].matrix.rows;
   }
   start(args);
@@ -100,6 +186,7 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
       for (const Linear& l : expert) {
         if (!same_kernel(weight_of(first.front()), weight_of(l))) throw mixed_kinds();
         all.push_back(args_of<Matrix>(l, 0));
+        table.weak_columns = std::max(table.weak_columns, weak_columns(all.back().matrix));
       }
     }
     table.memory = cuda::uploaded(stream_, std::span<const cuda::LinearArgs<Matrix>>(all));
@@ -111,7 +198,16 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
                                  .linears = {},
                                  .experts = table.memory.as<cuda::LinearArgs<Matrix>>(),
                                  .expert_count = int(experts.size())};
+  args.weak_columns = table.weak_columns;
   for (size_t i = 0; i < first.size(); ++i) args.linears[i] = args_of<Matrix>(first[i], 0);
+  if constexpr (std::is_same_v<Matrix, cuda::PackedMatrix>) {
+    for (const auto& expert : experts) {
+      for (size_t i = 0; i < first.size(); ++i) {
+        int& most = args.linears[i].matrix.weak_columns;
+        most = std::max(most, std::get<Matrix>(weight_of(expert[i]).matrix).weak_columns);
+      }
+    }
+  }
   start(args);
 }
 

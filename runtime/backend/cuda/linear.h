@@ -2,10 +2,12 @@
 
 #include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/kernels.h"
 #include "runtime/backend/backend.h"
+#include "runtime/backend/cuda/integers.h"
 #include "runtime/backend/cuda/weight.h"
 
 namespace oq {
@@ -23,10 +25,26 @@ struct CudaBuffer final : Buffer {
 
 cuda::NormArgs norm_args(const Norm& norm);
 
-/// Runs linears of up to 8 rows.
+/// What linears take of the device's memory, beside weights and activations, for any batch.
+struct LinearRoom {
+  uint64_t codes = 0;     ///< integer activations
+  uint64_t batch = 0;     ///< BatchSpace, once there are more than 8 rows
+  uint64_t measured = 0;  ///< while engines for integers are measured
+
+  explicit LinearRoom(const Plan& plan);
+};
+
+/// Runs linears of any number of rows.
 class CudaLinears {
  public:
-  explicit CudaLinears(cuda::Stream& stream) : stream_(stream) {}
+  CudaLinears(cuda::Stream& stream, const cuda::DeviceInfo& device)
+      : stream_(stream), integers_(stream, device) {}
+
+  /// What has to be said of the choice between engines, or empty.
+  const std::string& notice() const { return integers_.notice(); }
+
+  /// Before anything runs. With `plan.exact` batches keep 22 bits of their activations, not 11.
+  void configure(const Plan& plan);
 
   /// Linears that share `in` side by side in `out.y`, in as few launches as their kinds allow; with
   /// Finish::activate the two become one. Throws where two that must go together are of two kinds.
@@ -37,6 +55,7 @@ class CudaLinears {
   struct Table {
     cuda::Memory memory;
     bool ready = false;
+    int weak_columns = 0;  ///< the most that any of them has
   };
   void run_experts(std::span<const std::vector<Linear>> experts, Table& table,
                    const cuda::InputArgs& in, const cuda::OutputArgs& out);
@@ -52,6 +71,9 @@ class CudaLinears {
                        const cuda::InputArgs& in, const cuda::OutputArgs& out);
 
   cuda::Stream& stream_;
+  bool precise_ = true;
+  cuda::BatchSpace space_;
+  CudaIntegers integers_;
 };
 
 }  // namespace oq
