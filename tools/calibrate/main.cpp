@@ -105,6 +105,20 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
                "omniquant: learn also towards the full-precision block on the quantized one's "
                "inputs");
   app.add_flag("--faithful", l.faithful, "omniquant, abq: as the paper's own code does it");
+  calibrate::Options& o = a.options;
+  app.add_option("--save-params", o.save_parameters,
+                 "omniquant, abq: write what was learned to this file as well (.safetensors)");
+  app.add_option("--params", o.parameters,
+                 "omniquant, abq: apply these instead of learning: what --save-params wrote, or "
+                 "OmniQuant's omni_parameters.pth")
+      ->check(CLI::ExistingFile)
+      ->excludes("--text");
+  app.add_option("--act-scales", o.act_scales,
+                 "omniquant, abq: start --let from OmniQuant's act_scales.pt")
+      ->check(CLI::ExistingFile);
+  app.add_option("--act-shifts", o.act_shifts, "omniquant, abq: and from its act_shifts.pt")
+      ->check(CLI::ExistingFile)
+      ->needs("--act-scales");
 }
 
 void print_text(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,

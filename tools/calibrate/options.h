@@ -51,10 +51,18 @@ struct Options {
   bool smooth = false;
   double alpha = 0.5, min_scale = 0.01;
   Learning learning;
+  std::filesystem::path save_parameters;         ///< what was learned goes there as well
+  std::filesystem::path parameters;              ///< to be applied instead of learned
+  std::filesystem::path act_scales, act_shifts;  ///< OmniQuant's, instead of those of the text
 
   int threads = 0;
   bool resume = false;
 };
+
+/// What of the options shapes the file that given learned parameters make, as flags.
+std::string applied_options(const Options& options);
+/// What else of them shapes a result.
+std::string training_options(const Options& options);
 
 /// How a calibration tells what it does. Members may be empty.
 struct Observer {

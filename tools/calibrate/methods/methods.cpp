@@ -25,8 +25,6 @@ std::vector<std::string_view> method_names() {
   return names;
 }
 
-bool learns(std::string_view method) { return method == "omniquant" || method == "abq"; }
-
 std::unique_ptr<Method> make_method(const Options& options) {
   for (const Row& row : kMethods) {
     if (row.name == options.method) return row.make(options);

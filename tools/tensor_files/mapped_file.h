@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <span>
 
-namespace oq::convert {
+namespace oq {
 
 /// A whole file, mapped read-only. Throws oq::Error when it cannot be.
 class MappedFile {
@@ -26,4 +26,4 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
-}  // namespace oq::convert
+}  // namespace oq

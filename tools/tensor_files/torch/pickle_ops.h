@@ -4,7 +4,7 @@
 #include <string_view>
 #include <utility>
 
-namespace oq::convert::torch {
+namespace oq::torch {
 
 /// Opcodes of pickle that are executed (Python's Lib/pickletools.py has all of them). INST is
 /// there to be refused by the name that it brings.
@@ -73,4 +73,4 @@ constexpr std::string_view op_name(Op op) {
   return {};
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

@@ -2,11 +2,11 @@
 
 #include <filesystem>
 
-#include "tools/convert/mapped_file.h"
-#include "tools/convert/torch/pickle.h"
-#include "tools/convert/torch/zip.h"
+#include "tools/tensor_files/mapped_file.h"
+#include "tools/tensor_files/torch/pickle.h"
+#include "tools/tensor_files/torch/zip.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 
 /// A file of torch.save (.bin, .pt, .pth): a zip archive of one pickle and its storages, as torch
 /// 1.6 and later write it. Opening costs the pickle, not the storages. Immutable: any number of
@@ -34,4 +34,4 @@ class File {
   Value root_;
 };
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

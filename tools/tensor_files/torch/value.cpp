@@ -1,4 +1,4 @@
-#include "tools/convert/torch/value.h"
+#include "tools/tensor_files/torch/value.h"
 
 #include <algorithm>
 #include <cstring>
@@ -6,9 +6,9 @@
 #include <fmt/format.h>
 
 #include "format/error.h"
-#include "tools/convert/torch/printable.h"
+#include "tools/tensor_files/torch/printable.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 namespace {
 
 constexpr Dtype kDtypes[] = {
@@ -148,4 +148,4 @@ void Dict::fail(std::string_view key, std::string_view expected, const Value* fo
                .found = std::string(found == nullptr ? "nothing" : found->kind())});
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

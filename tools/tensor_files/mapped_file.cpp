@@ -1,4 +1,4 @@
-#include "tools/convert/mapped_file.h"
+#include "tools/tensor_files/mapped_file.h"
 
 #include <cerrno>
 #include <cstring>
@@ -11,7 +11,7 @@
 #include "format/bytes.h"
 #include "format/error.h"
 
-namespace oq::convert {
+namespace oq {
 
 MappedFile::MappedFile(std::filesystem::path path) : path_(std::move(path)) {
   const auto fail = [&](const char* what) {
@@ -43,4 +43,4 @@ void MappedFile::release(std::span<const std::byte> part) {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
-}  // namespace oq::convert
+}  // namespace oq

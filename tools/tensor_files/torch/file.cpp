@@ -1,13 +1,13 @@
-#include "tools/convert/torch/file.h"
+#include "tools/tensor_files/torch/file.h"
 
 #include <algorithm>
 
 #include <fmt/format.h>
 
 #include "format/error.h"
-#include "tools/convert/torch/printable.h"
+#include "tools/tensor_files/torch/printable.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 namespace {
 
 constexpr const char* kDamaged = "the file is damaged: download it again";
@@ -119,4 +119,4 @@ const Dict& File::dict() const {
   return *dict;
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

@@ -18,7 +18,7 @@
 ///
 /// Everything is immutable once unpickled; any number of threads may read. Strings and tensors are
 /// views into the file's bytes, which must outlive them (torch::File keeps them mapped).
-namespace oq::convert::torch {
+namespace oq::torch {
 
 /// An element type of torch.
 struct Dtype {
@@ -191,4 +191,4 @@ class Dict {
   std::map<std::variant<int64_t, std::string_view>, size_t> index_;
 };
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

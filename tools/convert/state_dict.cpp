@@ -1,4 +1,4 @@
-#include "tools/convert/torch/state_dict.h"
+#include "tools/convert/state_dict.h"
 
 #include <algorithm>
 
@@ -6,16 +6,16 @@
 
 #include "format/error.h"
 
-namespace oq::convert::torch {
+namespace oq::convert {
 namespace {
 
 /// What training scripts call the state_dict among other things that they save with it.
 constexpr std::string_view kNested[] = {"state_dict", "model_state_dict", "model", "module"};
 
-SourceTensor source_of(std::string_view name, const Value& value) {
+SourceTensor source_of(std::string_view name, const torch::Value& value) {
   SourceTensor source;
   source.name = name;
-  const Tensor* t = value.as<Tensor>();
+  const torch::Tensor* t = value.as<torch::Tensor>();
   if (t == nullptr) {
     source.dtype = value.kind();
     return source;
@@ -29,10 +29,10 @@ SourceTensor source_of(std::string_view name, const Value& value) {
   return source;
 }
 
-Error no_state_dict(const Dict& dict, const std::string& where) {
+Error no_state_dict(const torch::Dict& dict, const std::string& where) {
   const auto nested = std::find_if(std::begin(kNested), std::end(kNested), [&](auto name) {
-    const Value* value = dict.find(name);
-    return value != nullptr && value->as<Dict>() != nullptr;
+    const torch::Value* value = dict.find(name);
+    return value != nullptr && value->as<torch::Dict>() != nullptr;
   });
   return Error({.what = "holds no tensor",
                 .where = where,
@@ -45,7 +45,7 @@ Error no_state_dict(const Dict& dict, const std::string& where) {
 
 }  // namespace
 
-std::vector<SourceTensor> state_dict(const Dict& dict, const std::string& where) {
+std::vector<SourceTensor> state_dict(const torch::Dict& dict, const std::string& where) {
   std::vector<SourceTensor> sources;
   bool any = false;
   for (const auto& [key, value] : dict.items()) {
@@ -56,11 +56,11 @@ std::vector<SourceTensor> state_dict(const Dict& dict, const std::string& where)
                    .expected = "a state_dict",
                    .hint = "save the model's state_dict alone"});
     }
-    any |= value.as<Tensor>() != nullptr;
+    any |= value.as<torch::Tensor>() != nullptr;
     sources.push_back(source_of(*name, value));
   }
   if (!any) throw no_state_dict(dict, where);
   return sources;
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::convert

@@ -1,11 +1,11 @@
-#include "tools/convert/torch/crc32.h"
+#include "tools/tensor_files/torch/crc32.h"
 
 #include <array>
 #include <cstring>
 
 #include "format/bytes.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 namespace {
 
 constexpr uint32_t kPolynomial = 0xEDB88320u;
@@ -54,4 +54,4 @@ uint32_t crc32(std::span<const std::byte> data) {
   return ~c;
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

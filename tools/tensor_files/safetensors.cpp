@@ -1,4 +1,4 @@
-#include "tools/convert/safetensors.h"
+#include "tools/tensor_files/safetensors.h"
 
 #include <algorithm>
 #include <unordered_set>
@@ -8,7 +8,7 @@
 
 #include "format/bytes.h"
 
-namespace oq::convert {
+namespace oq {
 namespace {
 
 using nlohmann::json;
@@ -37,6 +37,7 @@ class HeaderReader : public json::json_sax_t {
  public:
   explicit HeaderReader(const std::string& where) : where_(where) {}
   std::vector<Entry> entries;
+  SafeMetadata metadata;
 
   bool null() override { return refuse("null"); }
   bool boolean(bool) override { return refuse("a boolean"); }
@@ -51,7 +52,7 @@ class HeaderReader : public json::json_sax_t {
   }
 
   bool string(string_t& v) override {
-    if (place_ == Place::metadata) return true;
+    if (place_ == Place::metadata) return metadata[key_] = v, true;
     if (place_ != Place::tensor || key_ != "dtype") return refuse("a string");
     entries.back().tensor.dtype = v;
     return true;
@@ -85,8 +86,8 @@ class HeaderReader : public json::json_sax_t {
   bool end_array() override { return place_ = Place::tensor, true; }
 
   bool key(string_t& v) override {
-    if (place_ == Place::metadata) return true;
     key_ = v;
+    if (place_ == Place::metadata) return true;
     auto& seen = place_ == Place::header ? names_ : fields_;
     if (!seen.insert(v).second) throw error(fmt::format("'{}' occurs twice", v));
     if (place_ == Place::tensor && v != "dtype" && v != "shape" && v != "data_offsets") {
@@ -175,8 +176,8 @@ void place(std::vector<Entry>& entries, std::span<const std::byte> data, const s
 
 }  // namespace
 
-std::vector<SafeTensor> read_safetensors(std::span<const std::byte> bytes,
-                                         const std::string& where) {
+std::vector<SafeTensor> read_safetensors(std::span<const std::byte> bytes, const std::string& where,
+                                         SafeMetadata* metadata) {
   ByteReader in(bytes, where);
   const auto length = in.read<uint64_t>();
   if (length > kMaxHeader) {
@@ -196,10 +197,11 @@ std::vector<SafeTensor> read_safetensors(std::span<const std::byte> bytes,
   const auto* text = reinterpret_cast<const char*>(header.data());
   json::sax_parse(text, text + header.size(), &reader);
   place(reader.entries, bytes.subspan(in.position()), where);
+  if (metadata != nullptr) *metadata = std::move(reader.metadata);
   std::vector<SafeTensor> tensors;
   tensors.reserve(reader.entries.size());
   for (Entry& e : reader.entries) tensors.push_back(std::move(e.tensor));
   return tensors;
 }
 
-}  // namespace oq::convert
+}  // namespace oq

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-namespace oq::convert::torch {
+namespace oq::torch {
 
 struct ZipEntry {
   std::string_view name;
@@ -39,4 +39,4 @@ class ZipArchive {
   std::map<std::string_view, size_t> index_;
 };
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

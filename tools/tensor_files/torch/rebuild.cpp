@@ -1,13 +1,13 @@
-#include "tools/convert/torch/rebuild.h"
+#include "tools/tensor_files/torch/rebuild.h"
 
 #include <algorithm>
 
 #include <fmt/format.h>
 
 #include "format/bytes.h"
-#include "tools/convert/torch/printable.h"
+#include "tools/tensor_files/torch/printable.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 namespace {
 
 constexpr size_t kMaxRank = 64;
@@ -151,4 +151,4 @@ Value rebuild_tensor(Part::Id version, std::span<const Value> args, uint64_t max
   return Value(std::shared_ptr<const Tensor>(std::move(tensor)));
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

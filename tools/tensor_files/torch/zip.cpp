@@ -1,4 +1,4 @@
-#include "tools/convert/torch/zip.h"
+#include "tools/tensor_files/torch/zip.h"
 
 #include <algorithm>
 #include <optional>
@@ -6,10 +6,10 @@
 #include <fmt/format.h>
 
 #include "format/bytes.h"
-#include "tools/convert/torch/crc32.h"
-#include "tools/convert/torch/printable.h"
+#include "tools/tensor_files/torch/crc32.h"
+#include "tools/tensor_files/torch/printable.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 namespace {
 
 // Signatures and sizes are APPNOTE.TXT's, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16.
@@ -289,4 +289,4 @@ void ZipArchive::check_crc(const ZipEntry& entry) const {
                .hint = hint});
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

@@ -1,8 +1,8 @@
 #pragma once
 
-#include "tools/convert/torch/value.h"
+#include "tools/tensor_files/torch/value.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 
 /// The storage of a key of the archive. Throws where there is none.
 using FindStorage = std::function<std::shared_ptr<const Storage>(std::string_view key)>;
@@ -24,4 +24,4 @@ using FindStorage = std::function<std::shared_ptr<const Storage>(std::string_vie
 Value unpickle(std::span<const std::byte> pickle, const std::string& where,
                const FindStorage& find_storage, uint64_t max_tensor_bytes);
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

@@ -3,7 +3,7 @@
 #include <string>
 #include <string_view>
 
-namespace oq::convert::torch {
+namespace oq::torch {
 
 /// A name from a hostile file for an error message: control characters become '?', so that it moves
 /// no terminal's cursor, and of a long one the beginning remains.
@@ -16,4 +16,4 @@ inline std::string printable(std::string_view name) {
   return name.size() > kMost ? out + ".." : out;
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

@@ -1,4 +1,4 @@
-#include "tools/convert/torch/pickle.h"
+#include "tools/tensor_files/torch/pickle.h"
 
 #include <algorithm>
 #include <bit>
@@ -7,11 +7,11 @@
 #include <fmt/format.h>
 
 #include "format/bytes.h"
-#include "tools/convert/torch/pickle_ops.h"
-#include "tools/convert/torch/printable.h"
-#include "tools/convert/torch/rebuild.h"
+#include "tools/tensor_files/torch/pickle_ops.h"
+#include "tools/tensor_files/torch/printable.h"
+#include "tools/tensor_files/torch/rebuild.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 
 namespace {
 
@@ -424,4 +424,4 @@ Value unpickle(std::span<const std::byte> pickle, const std::string& where,
   return Unpickler(pickle, where, find_storage, max_tensor_bytes).run();
 }
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch

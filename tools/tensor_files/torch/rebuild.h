@@ -2,9 +2,9 @@
 
 #include <optional>
 
-#include "tools/convert/torch/pickle.h"
+#include "tools/tensor_files/torch/pickle.h"
 
-namespace oq::convert::torch {
+namespace oq::torch {
 
 /// A class or function that a pickle may name, or a storage that it loaded.
 struct Part {
@@ -37,4 +37,4 @@ Value load_storage(const Value& id, const FindStorage& find_storage);
 /// before the metadata. Held to what unpickle() promises.
 Value rebuild_tensor(Part::Id version, std::span<const Value> args, uint64_t max_tensor_bytes);
 
-}  // namespace oq::convert::torch
+}  // namespace oq::torch
