@@ -96,7 +96,7 @@ TEST_CASE("learning that is killed in the middle of a block is resumed to the sa
   const auto learn = [&](const fs::path& out) {
     auto args = arguments(dir / "in.oq", out);
     args[5] = "omniquant";
-    for (const char* more : {"--epochs", "40", "--save-params"}) args.emplace_back(more);
+    for (const char* more : {"--epochs", "120", "--save-params"}) args.emplace_back(more);
     args.push_back(out.string() + ".safetensors");
     return args;
   };

@@ -55,6 +55,7 @@ class BlockJob {
   std::unique_ptr<HiddenStates> states(int64_t width) const;
   const KnownBlock& known() const { return known_; }
   BlockWeights& weights() { return weights_; }
+  const BlockWeights& weights() const { return weights_; }
   const std::map<std::string, Done>& done() const { return done_; }
 
   int64_t index() const { return index_; }

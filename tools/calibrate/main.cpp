@@ -48,13 +48,15 @@ void add_text_flags(CLI::App& app, calibrate::Options& o) {
 
 void add_solver_flags(CLI::App& app, Arguments& a) {
   calibrate::Options& o = a.options;
-  auto* target = app.add_option("--target-bits", o.target_bits,
-                                "owq: bits per weight with weak columns counted, as in 3.01");
+  auto* target =
+      app.add_option("--target-bits", o.target_bits,
+                     "owq: bits per weight with weak columns counted, as in 3.01; auto: "
+                     "bits per weight as stored, scales and all, for which widths are mixed");
   target->check(CLI::Range(2.0, 16.0));
-  app.add_option("--weak-columns", o.weak_columns, "owq: weak columns per linear, instead")
+  app.add_option("--weak-columns", o.weak_columns, "owq, auto: weak columns per linear, instead")
       ->check(CLI::Range(0, 1 << 20))
       ->excludes(target);
-  app.add_option("--weak-type", a.weak_type, "owq: how weak columns are stored, f16 or bf16")
+  app.add_option("--weak-type", a.weak_type, "owq, auto: how weak columns are stored, f16 or bf16")
       ->check(CLI::IsMember({"f16", "bf16"}))
       ->capture_default_str();
   app.add_option("--layers", o.layers, "owq: linears that may have weak columns, as in q,k,down")
@@ -62,7 +64,7 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
   app.add_flag("--paper-counts", o.paper_counts, "owq: count columns by the paper's own formula");
   app.add_option("--tuning", a.tuning,
                  "how scales are chosen, or from where omniquant starts; mse is the default of "
-                 "gptq, owq, awrq and omniquant")
+                 "gptq, owq, awrq, omniquant and auto")
       ->check(CLI::IsMember({"mse", "minmax"}));
   app.add_flag("--act-order,!--no-act-order", o.act_order,
                "visit sensitive columns first (the default), or from left to right; groups stay "
@@ -85,22 +87,24 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
 
 void add_learning_flags(CLI::App& app, Arguments& a) {
   calibrate::Learning& l = a.options.learning;
-  app.add_option("--epochs", l.epochs, "omniquant, abq: times through the windows, for each block")
+  app.add_option("--epochs", l.epochs,
+                 "omniquant, abq, auto: times through the windows, for each block")
       ->check(CLI::Range(0, 10000))
       ->capture_default_str();
-  app.add_option("--batch-size", l.batch, "omniquant, abq: windows to a step")
+  app.add_option("--batch-size", l.batch, "omniquant, abq, auto: windows to a step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_flag("--lwc,!--no-lwc", l.clip,
-               "omniquant, abq: learn clipping of weights (the default)");
-  a.transform = app.add_flag("--let,!--no-let", l.transform,
-                             "omniquant, abq: learn equivalent transformations (the default, but "
-                             "for omniquant --faithful where only weights are quantized)");
+               "omniquant, abq, auto: learn clipping of weights (the default)");
+  a.transform =
+      app.add_flag("--let,!--no-let", l.transform,
+                   "omniquant, abq, auto: learn equivalent transformations (the default, but "
+                   "for omniquant --faithful where only weights are quantized)");
   const auto rate = [&](const char* name, double& value, const char* what) {
     return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
-  a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq: learning rate of clipping");
-  rate("--let-lr", l.transform_rate, "omniquant, abq: learning rate of transformations");
+  a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq, auto: learning rate of clipping");
+  rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
                "omniquant: learn also towards the full-precision block on the quantized one's "
                "inputs");
@@ -210,8 +214,9 @@ void run(Arguments& a) {
   if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
     throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
   }
-  if (o.method != "owq" && (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
-    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for --method owq");
+  if (o.method != "owq" && o.method != "auto" &&
+      (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
+    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for owq and auto");
   }
   // What cannot be read or written must not come to light after the calibration.
   const std::string text = a.perplexity.empty() ? "" : tool::read_text(a.perplexity);

@@ -5,7 +5,9 @@
 
 namespace oq::calibrate {
 
-bool learns(std::string_view method) { return method == "omniquant" || method == "abq"; }
+bool learns(std::string_view method) {
+  return method == "omniquant" || method == "abq" || method == "auto";
+}
 
 std::string applied_options(const Options& o) {
   std::string t = fmt::format("--method {} --scheme {}", o.method, o.scheme.str());

@@ -37,6 +37,10 @@ class BlockLearner {
   /// Throws oq::Error that names the tensor, or epoch and window, where something is not finite.
   void run();
 
+  /// The block before its weights were quantized, transformations folded. PRECOND: there are
+  /// transformations.
+  const BlockWeights& folded() const { return folded_; }
+
  private:
   /// What the calibration text says of a linear's input channels.
   struct InputStats {

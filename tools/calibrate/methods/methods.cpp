@@ -12,10 +12,10 @@ struct Row {
   std::unique_ptr<Method> (*make)(const Options&);
 };
 
-constexpr Row kMethods[] = {{"rtn", make_rounding},       {"smoothquant", make_rounding},
-                            {"act-only", make_rounding},  {"gptq", make_hessian_method},
-                            {"owq", make_hessian_method}, {"awrq", make_hessian_method},
-                            {"omniquant", make_learner},  {"abq", make_learner}};
+constexpr Row kMethods[] = {
+    {"rtn", make_rounding},        {"smoothquant", make_rounding}, {"act-only", make_rounding},
+    {"gptq", make_hessian_method}, {"owq", make_hessian_method},   {"awrq", make_hessian_method},
+    {"omniquant", make_learner},   {"abq", make_learner},          {"auto", make_auto}};
 
 }  // namespace
 
