@@ -72,13 +72,19 @@ uint64_t TensorInfo::expected_bytes() const {
   return n;
 }
 
-std::shared_ptr<const File> File::open(const std::filesystem::path& path) {
+std::shared_ptr<const File> File::open(const std::filesystem::path& path) { return open(path, {}); }
+
+std::shared_ptr<const File> File::open(const std::filesystem::path& path,
+                                       const std::function<void(File&)>& change) {
   std::shared_ptr<File> file(new File);
   file->path_ = path;
   with_place(path.string(), [&] {
-    file->map();
+    file->map(bool(change));
     file->read_header();
   });
+  if (!change) return file;
+  change(*file);
+  mprotect(const_cast<std::byte*>(file->map_.data()), file->map_.size(), PROT_READ);
   return file;
 }
 
@@ -91,7 +97,7 @@ Error File::error(Error::Parts parts) const {
   return Error(std::move(parts));
 }
 
-void File::map() {
+void File::map(bool writable) {
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe: no wait
   if (fd < 0) {
     throw error({.what = std::string("cannot be opened: ") + std::strerror(errno),
@@ -104,7 +110,8 @@ void File::map() {
                  .hint = "make one with oq-convert"});
   }
   const auto size = size_t(st.st_size);
-  void* p = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  void* p = mmap(nullptr, size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                 writable ? MAP_PRIVATE : MAP_SHARED, fd, 0);
   const int mmap_errno = errno;
   close(fd);
   if (p == MAP_FAILED) {
@@ -219,6 +226,12 @@ const TensorInfo& File::tensor(std::string_view name) const {
 
 PackedView File::packed(const TensorInfo& info) const {
   return {PackedLayout::of(info.rows, info.cols, info.packing), data(info).data()};
+}
+
+uint32_t File::checksum() const {
+  uint32_t crc = 0;
+  for (const TensorInfo& t : tensors_) crc = crc32c(std::as_bytes(std::span(&t.crc, 1)), crc);
+  return crc;
 }
 
 void File::verify() const {

@@ -102,6 +102,9 @@ TEST_CASE("weak columns are taken where they help") {
   const double without = block_error(o);
   o.weak_columns = 6;
   CHECK(block_error(o) < without);
+  o.weak_bf16 = true;
+  CHECK(block_error(o) < without);
+  o.weak_bf16 = false;
   const double owq = [&] {
     auto single = options_of(dir, "owq", "w2a16");
     single.weak_columns = 6;

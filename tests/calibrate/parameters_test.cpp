@@ -188,7 +188,8 @@ TEST_CASE("OmniQuant's parameters make what its formulas say") {
   const TempDir dir;
   for (const auto& [name, scheme] : {std::pair("opt", "w4a6"), std::pair("llama-bias", "w3a16"),
                                      std::pair("mixtral", "w4a16")}) {
-    CAPTURE(std::string(name));
+    const std::string model = name;
+    CAPTURE(model);
     const fs::path golden = test::golden("omniquant") / name;
     test::to_oq(test::golden("families") / name, dir / "in.oq");
     calibrate::Options o;
@@ -207,7 +208,9 @@ TEST_CASE("OmniQuant's parameters make what its formulas say") {
       expected[t.name] = t;
     }
     REQUIRE(expected.size() > 10);
-    for (const auto& [full, t] : expected) {
+    for (const auto& entry : expected) {
+      const std::string& full = entry.first;
+      const SafeTensor& t = entry.second;
       CAPTURE(full);
       const std::string linear = full.substr(0, full.rfind('.'));
       if (full.ends_with(".codes")) {

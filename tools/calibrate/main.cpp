@@ -10,6 +10,7 @@
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/options.h"
 #include "tools/calibrate/report.h"
+#include "tools/calibrate/tune_weak.h"
 #include "tools/common/cli.h"
 #include "tools/common/text_file.h"
 
@@ -29,9 +30,11 @@ std::string check_scheme(const std::string& text) {
 
 struct Arguments {
   calibrate::Options options;
+  calibrate::WeakTuning weak_tuning;
   std::string scheme, tuning, report, weak_type = "f16", perplexity;
   int64_t max_windows = 20;
   bool json = false, quiet = false;
+  CLI::Option* method = nullptr;
   CLI::Option *transform = nullptr, *clip_rate = nullptr;  ///< whose defaults are not fixed
 };
 
@@ -201,7 +204,55 @@ void settle_learning(Arguments& a) {
   }
 }
 
+/// Shows steps as they are done; begins anew where their number changes.
+calibrate::Observer observer_of(const Arguments& a, const char* job,
+                                std::unique_ptr<tool::Progress>& progress) {
+  struct Shown {
+    double done = 0, total = 0;
+  };
+  const auto shown = std::make_shared<Shown>();
+  const bool quiet = a.quiet;
+  const auto show = [=, &progress](double done, double total, std::string_view what) {
+    if (!progress || total != shown->total) {
+      if (progress) progress->finish();
+      progress = std::make_unique<tool::Progress>(job, total, tool::Progress::Unit{"/s", 1}, quiet);
+      *shown = {0, total};
+    }
+    progress->advance(done - shown->done, what);
+    shown->done = done;
+  };
+  return {.progress = show, .notice = [quiet](std::string_view t) { tool::notice(quiet, t); }};
+}
+
+void tune(Arguments& a) {
+  const calibrate::Options& o = a.options;
+  if (a.method->count() > 0 || !a.scheme.empty()) {
+    throw tool::usage_error("--tune-weak takes MODEL as it is, with neither --method nor --scheme");
+  }
+  std::unique_ptr<tool::Progress> progress;
+  const calibrate::TuneResult r =
+      calibrate::tune_weak(o, a.weak_tuning, observer_of(a, "tuning", progress));
+  if (progress) progress->finish();
+  if (a.json) {
+    tool::print(nlohmann::json({{"output", o.output.string()},
+                                {"loss_before", r.before},
+                                {"loss", r.after},
+                                {"weights", r.weights},
+                                {"bytes", r.bytes}})
+                    .dump() +
+                "\n");
+    return;
+  }
+  tool::report(a.quiet,
+               fmt::format("{}: {} weak weights, {:.1f} MB; loss on the text {:.4f}, before {:.4f}",
+                           o.output.string(), r.weights, double(r.bytes) / 1e6, r.after, r.before));
+}
+
 void run(Arguments& a) {
+  if (a.weak_tuning.steps > 0) return tune(a);
+  if (a.method->count() == 0 || a.scheme.empty()) {
+    throw tool::usage_error("--method and --scheme are required");
+  }
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
   const bool searches = o.method == "gptq" || o.method == "owq" || o.method == "awrq" ||
@@ -228,20 +279,7 @@ void run(Arguments& a) {
   }
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<tool::Progress> progress;
-  double shown = 0, total_shown = 0;
-  const auto show = [&](double done, double total, std::string_view what) {
-    if (!progress || total != total_shown) {
-      if (progress) progress->finish();
-      progress = std::make_unique<tool::Progress>("calibrating", total,
-                                                  tool::Progress::Unit{"/s", 1}, a.quiet);
-      shown = 0;
-      total_shown = total;
-    }
-    progress->advance(done - shown, what);
-    shown = done;
-  };
-  const calibrate::Result result = calibrate::calibrate(
-      o, {.progress = show, .notice = [&](std::string_view t) { tool::notice(a.quiet, t); }});
+  const calibrate::Result result = calibrate::calibrate(o, observer_of(a, "calibrating", progress));
   if (progress) progress->finish();
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   calibrate::Measured measured;
@@ -261,18 +299,23 @@ int main(int argc, char** argv) {
   const auto names = calibrate::method_names();
   app.add_option("MODEL", o.input, "an unquantized .oq file")->required();
   app.add_option("-o,--output", o.output, "the .oq file to write")->required();
-  app.add_option("--method", o.method, fmt::format("{}", fmt::join(names, ", ")))
-      ->check(CLI::IsMember(std::vector<std::string>(names.begin(), names.end())))
-      ->required();
+  a.method = app.add_option("--method", o.method, fmt::format("{}", fmt::join(names, ", ")))
+                 ->check(CLI::IsMember(std::vector<std::string>(names.begin(), names.end())));
   app.add_option("--scheme", a.scheme, "what to make, as in w4a16g64, w3a16, w4a8t")
-      ->check(CLI::Validator(check_scheme, "SCHEME"))
-      ->required();
+      ->check(CLI::Validator(check_scheme, "SCHEME"));
   app.add_option("--head-bits", o.head_bits, "bits of embedding and head: 4, 6, 8 or 16")
       ->check(CLI::IsMember({4, 6, 8, 16}))
       ->capture_default_str();
   add_text_flags(app, o);
   add_solver_flags(app, a);
   add_learning_flags(app, a);
+  app.add_option("--tune-weak", a.weak_tuning.steps,
+                 "instead of quantizing: train the weak columns of MODEL, which has some, for so "
+                 "many windows, and write them to OUT, for oq-run --weak")
+      ->check(CLI::Range(1, 1 << 30));
+  app.add_option("--tune-lr", a.weak_tuning.rate, "its learning rate")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   app.add_flag("--resume", o.resume,
                "go on after the last finished block of a run that was stopped");
   app.add_option("--perplexity", a.perplexity,

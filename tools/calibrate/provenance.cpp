@@ -11,15 +11,13 @@
 namespace oq::calibrate {
 namespace {
 
-/// The checksums of a model's tensors, which its directory holds anyway; or of the tokenizer's
-/// alone, which are bytes.
-std::string fingerprint(const File& file, bool tokenizer) {
+/// Of the tokenizer's tensors alone, which are bytes.
+uint32_t tokenizer_checksum(const File& file) {
   uint32_t crc = 0;
   for (const TensorInfo& t : file.tensors()) {
-    if (tokenizer && t.kind != Kind::bytes) continue;
-    crc = crc32c(std::as_bytes(std::span(&t.crc, 1)), crc);
+    if (t.kind == Kind::bytes) crc = crc32c(std::as_bytes(std::span(&t.crc, 1)), crc);
   }
-  return fmt::format("{:08x}", crc);
+  return crc;
 }
 
 uint32_t crc_of(const std::filesystem::path& path) {
@@ -35,8 +33,8 @@ Provenance provenance_of(const Options& o, const File& model, const CalibrationT
           {"text", text.source},
           {"text_crc32c", fmt::format("{:08x}", text.crc)},
           {"seed", std::to_string(o.seed)},
-          {"model_crc32c", fingerprint(model, false)},
-          {"tokenizer_crc32c", fingerprint(model, true)},
+          {"model_crc32c", fmt::format("{:08x}", model.checksum())},
+          {"tokenizer_crc32c", fmt::format("{:08x}", tokenizer_checksum(model))},
           {"source_sha256", fmt::format("{}", fmt::join(source, " "))},
           {"tool", "oq-calibrate " OQ_VERSION}};
 }

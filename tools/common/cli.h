@@ -34,6 +34,8 @@ void add_json_flag(CLI::App& app, bool& json);
 void add_quiet_flag(CLI::App& app, bool& quiet);
 /// --exact and --kv: what a Decoder::Options takes.
 void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits);
+/// --weak: a file that open_with_weak takes.
+void add_weak_flag(CLI::App& app, std::string& weak);
 /// --backend auto|cpu|cuda
 void add_backend_flag(CLI::App& app, std::string& backend);
 

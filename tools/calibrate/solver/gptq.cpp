@@ -242,7 +242,8 @@ GptqResult gptq(ThreadPool& pool, const Matrix& w, const InverseFactor& factor,
   std::sort(weak.begin(), weak.end());
   if (const QuantizedLinear* given = options.grids_of) {
     Packing same = given->packing;
-    same.weak_columns = options.grid.packing.weak_columns;
+    same.weak_columns = options.grid.packing.weak_columns;  // which have no part in grids
+    same.weak_bf16 = options.grid.packing.weak_bf16;
     if (given->rows != w.rows() || given->cols != w.cols() || same != options.grid.packing) {
       throw Error({.what = "the grids are those of another linear",
                    .expected = fmt::format("{} x {}", w.rows(), w.cols()),
