@@ -21,6 +21,7 @@ namespace {
 constexpr size_t kBytes = size_t(1) << 30;
 constexpr size_t kLeast = size_t(256) << 20;  ///< below it, caches would take part
 constexpr size_t kPiece = size_t(4) << 20;    ///< what one call of a reader takes
+constexpr size_t kSmallestSubject = 4 * kPiece;
 
 std::atomic<uint64_t> sink;  ///< keeps the compiler from dropping the reads
 
@@ -88,42 +89,51 @@ std::byte* map_buffer(size_t bytes, int advice) {
 
 }  // namespace
 
-BandwidthProbe::BandwidthProbe(int threads) : pool_(threads) {
-  bytes_ = std::min<size_t>(kBytes, available_memory() / 4 / kPiece * kPiece);
-  if (bytes_ < kLeast) {
+BandwidthProbe::BandwidthProbe(int threads, std::span<const std::byte> subject)
+    : pool_(threads), subject_{subject, {}} {
+  const size_t bytes = std::min<size_t>(kBytes, available_memory() / 4 / kPiece * kPiece);
+  if (bytes < kLeast) {
     throw Error({.what = "too little memory to measure its bandwidth",
                  .where = "oq-bench",
                  .expected = "1 GiB available",
                  .hint = "free some memory"});
   }
-  huge_ = map_buffer(bytes_, MADV_HUGEPAGE);
-  small_ = map_buffer(bytes_, MADV_NOHUGEPAGE);
-  pool_.parallel_for(int64_t(bytes_ / kPiece), 1, [&](int64_t begin, int64_t end, int) {
-    std::memset(huge_ + size_t(begin) * kPiece, 1, size_t(end - begin) * kPiece);
-    std::memset(small_ + size_t(begin) * kPiece, 2, size_t(end - begin) * kPiece);
+  std::byte* huge = map_buffer(bytes, MADV_HUGEPAGE);
+  huge_.bytes = {huge, bytes};
+  std::byte* small = map_buffer(bytes, MADV_NOHUGEPAGE);
+  small_.bytes = {small, bytes};
+  pool_.parallel_for(int64_t(bytes / kPiece), 1, [&](int64_t begin, int64_t end, int) {
+    std::memset(huge + size_t(begin) * kPiece, 1, size_t(end - begin) * kPiece);
+    std::memset(small + size_t(begin) * kPiece, 2, size_t(end - begin) * kPiece);
   });
 }
 
 BandwidthProbe::~BandwidthProbe() {
-  munmap(huge_, bytes_);
-  munmap(small_, bytes_);
+  for (const Buffer* b : {&huge_, &small_}) {
+    munmap(const_cast<std::byte*>(b->bytes.data()), b->bytes.size());
+  }
 }
 
-double BandwidthProbe::pass(const std::byte* buffer) {
+double BandwidthProbe::pass(Buffer& buffer) {
   static const Reader read = widest_reader();
+  // Readers take whole multiples of 512 bytes, aligned to 64; a subject's last few are left out.
+  const auto shift = (64 - reinterpret_cast<uintptr_t>(buffer.bytes.data()) % 64) % 64;
+  if (buffer.bytes.size() < kSmallestSubject) return 0;
+  const std::byte* first = buffer.bytes.data() + shift;
+  const int64_t pieces = int64_t((buffer.bytes.size() - shift) / kPiece);
   const auto start = std::chrono::steady_clock::now();
-  pool_.parallel_for(int64_t(bytes_ / kPiece), 1, [&](int64_t begin, int64_t end, int) {
-    const uint64_t sum = read(buffer + size_t(begin) * kPiece, size_t(end - begin) * kPiece);
+  pool_.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
+    const uint64_t sum = read(first + size_t(begin) * kPiece, size_t(end - begin) * kPiece);
     sink.fetch_xor(sum, std::memory_order_relaxed);
   });
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-  return double(bytes_) / time.count();
+  buffer.rates.push_back(double(pieces) * double(kPiece) / time.count());
+  return buffer.rates.back();
 }
 
-void BandwidthProbe::measure() {
-  best_huge_ = std::max(best_huge_, pass(huge_));
-  best_small_ = std::max(best_small_, pass(small_));
-  ++passes_;
+double BandwidthProbe::measure() {
+  pass(subject_);
+  return std::max(pass(huge_), pass(small_));
 }
 
 }  // namespace oq

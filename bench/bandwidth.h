@@ -1,7 +1,8 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
+#include <span>
+#include <vector>
 
 #include "kernels/cpu/thread_pool.h"
 
@@ -11,32 +12,33 @@ namespace oq {
 /// that a decode step is measured against. Two buffers of 1 GiB (less where memory is short), one
 /// on huge pages and one not; every core streams its part with the widest loads it has into eight
 /// accumulators. Passes are short, so that they can be interleaved with what is being measured.
+/// `subject`, where given, is read as well: the same limit for bytes that lie where they lie.
 class BandwidthProbe {
  public:
   /// `threads` 0: one per usable core.
-  explicit BandwidthProbe(int threads = 0);
+  explicit BandwidthProbe(int threads = 0, std::span<const std::byte> subject = {});
   ~BandwidthProbe();
   BandwidthProbe(const BandwidthProbe&) = delete;
   BandwidthProbe& operator=(const BandwidthProbe&) = delete;
 
-  /// One pass over each buffer; keeps the best.
-  void measure();
+  /// One pass over each buffer. Returns the better, in bytes per second.
+  double measure();
 
-  int passes() const { return passes_; }
-  /// Bytes per second, best of all passes so far.
-  double best() const { return best_huge_ > best_small_ ? best_huge_ : best_small_; }
-  double best_huge_pages() const { return best_huge_; }
-  double best_small_pages() const { return best_small_; }
+  /// Bytes per second of each pass, in order.
+  const std::vector<double>& huge_pages() const { return huge_.rates; }
+  const std::vector<double>& small_pages() const { return small_.rates; }
+  const std::vector<double>& subject() const { return subject_.rates; }
 
  private:
-  double pass(const std::byte* buffer);
+  struct Buffer {
+    std::span<const std::byte> bytes;
+    std::vector<double> rates;
+  };
+  double pass(Buffer& buffer);
 
   ThreadPool pool_;
-  size_t bytes_;
-  std::byte* huge_ = nullptr;
-  std::byte* small_ = nullptr;
-  int passes_ = 0;
-  double best_huge_ = 0, best_small_ = 0;
+  Buffer huge_, small_;  ///< mapped here
+  Buffer subject_;
 };
 
 }  // namespace oq

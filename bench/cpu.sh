@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The CPU's table: throughput of a model at several schemes, as markdown on stdout. The model is a
 # GGUF, converted to each of them, or a name of `oq-bench --synthetic`: random weights of its shape.
+# Each is measured as it lies after opening, and on huge pages.
 #
 # usage: bench/cpu.sh MODEL.gguf|NAME [SCHEME...] > bench/results/NAME.md
 set -euo pipefail
@@ -18,9 +19,10 @@ for scheme in "${schemes[@]}"; do
   echo
   if [ -f "$source" ]; then
     "$bin/oq-convert" "$source" -o "$work/$scheme.oq" --scheme "$scheme" --quiet
-    (cd "$work" && "$bin/oq-bench" "$scheme.oq")
-    rm "$work/$scheme.oq"
+    measure=("$scheme.oq")
   else
-    "$bin/oq-bench" --synthetic "$source" --scheme "$scheme"
+    measure=(--synthetic "$source" --scheme "$scheme")
   fi
+  (cd "$work" && "$bin/oq-bench" "${measure[@]}" && echo && "$bin/oq-bench" "${measure[@]}" --huge-pages)
+  rm -f "$work/$scheme.oq"
 done

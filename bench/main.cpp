@@ -23,6 +23,7 @@ struct Options {
   std::string peer;
   int repetitions = 5, threads = 0;
   int kv_bits = 0;
+  Pages pages = Pages::ordinary;
   bool exact = false, json = false, csv = false, quiet = false;
 };
 
@@ -52,12 +53,13 @@ void check_model(const Options& o, const CLI::App& app) {
 
 /// A synthetic model's context grows with the tests: its weights have nothing to forget there.
 std::shared_ptr<const File> open_model(const Options& o, int64_t context) {
-  if (o.synthetic.empty()) return File::open(o.model);
+  if (o.synthetic.empty()) return File::open(o.model, o.pages);
   Shape shape = *find_shape(o.synthetic);
   shape.config.context = std::max(shape.config.context, context);
   return make_synthetic(shape, {.scheme = Scheme::parse(o.scheme),
                                 .head_bits = o.head_bits,
                                 .weak_columns = o.weak_columns,
+                                .pages = o.pages,
                                 .threads = o.threads});
 }
 
@@ -73,6 +75,19 @@ std::vector<ThroughputTest> tests_of(const Options& o) {
   return tests;
 }
 
+/// All of a file's tensors, as they lie.
+std::span<const std::byte> tensor_bytes(const File& file) {
+  const auto first = file.data(file.tensors().front()), last = file.data(file.tensors().back());
+  return {first.data(), last.data() + last.size()};
+}
+
+/// 0 of nothing.
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::nth_element(values.begin(), values.begin() + long(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
 BenchReport measure(const Options& o) {
   const auto start = std::chrono::steady_clock::now();
   const std::vector<ThroughputTest> tests = tests_of(o);
@@ -85,11 +100,12 @@ BenchReport measure(const Options& o) {
                    .exact = o.exact,
                    .kv_bits = o.kv_bits});
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - start;
-  BandwidthProbe probe;
+  BandwidthProbe probe(0, tensor_bytes(*file));
   BenchReport r;
   r.model = o.synthetic.empty() ? o.model : o.synthetic;
   r.scheme = file->metadata().get_or<std::string>("scheme", "w16a16");
   r.backend = decoder.backend().description() + (o.exact ? ", exact" : "");
+  if (o.pages == Pages::huge) r.backend += ", huge pages";
   if (decoder.kv_bits() != 16) r.backend += ", kv " + std::to_string(decoder.kv_bits());
   r.synthetic = !o.synthetic.empty();
   r.bits_per_weight = linear_bytes(*file, decoder.config()).bits_per_weight();
@@ -101,10 +117,10 @@ BenchReport measure(const Options& o) {
     if (r.peer) r.peer->run();
   });
   r.peak_memory = tool::peak_memory();
-  r.weights_on_huge_pages = huge_page_share(file->data(file->tensors().back()));
-  r.bandwidth = probe.best();
-  r.huge_pages = probe.best_huge_pages();
-  r.small_pages = probe.best_small_pages();
+  r.weights_on_huge_pages = huge_page_share(tensor_bytes(*file));
+  r.huge_pages = median(probe.huge_pages());
+  r.small_pages = median(probe.small_pages());
+  r.in_place = median(probe.subject());
   return r;
 }
 
@@ -143,6 +159,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   tool::add_exact_flags(app, o.exact, o.kv_bits);
+  tool::add_pages_flag(app, o.pages);
   tool::add_backend_flag(app, o.backend);
   tool::add_threads_flag(app, o.threads);
   tool::add_json_flag(app, o.json);

@@ -24,11 +24,12 @@ std::string notes(const BenchReport& r) {
   if (r.weights_on_huge_pages >= 0) {
     pages = fmt::format(", {:.0f} % of them on huge pages", r.weights_on_huge_pages * 100);
   }
+  if (r.in_place > 0) pages += fmt::format(", read in place at {:.1f} GB/s", r.in_place / 1e9);
   return fmt::format(
-      "read bandwidth {:.1f} GB/s (huge pages {:.1f}, small {:.1f}); {:.1f} MB of weights per "
+      "read bandwidth {:.1f} GB/s on huge pages, {:.1f} on small; {:.1f} MB of weights per "
       "token{}; {:.1f} MB, {} in {:.1f} ms; peak memory with the probe {:.0f} MiB\n",
-      r.bandwidth / 1e9, r.huge_pages / 1e9, r.small_pages / 1e9, double(r.bytes_per_token) / 1e6,
-      pages, double(r.model_bytes) / 1e6, r.synthetic ? "made" : "loaded", r.load_seconds * 1e3,
+      r.huge_pages / 1e9, r.small_pages / 1e9, double(r.bytes_per_token) / 1e6, pages,
+      double(r.model_bytes) / 1e6, r.synthetic ? "made" : "loaded", r.load_seconds * 1e3,
       double(r.peak_memory >> 20));
 }
 
@@ -47,7 +48,7 @@ std::string to_markdown(const BenchReport& r) {
                      r.scheme, r.bits_per_weight, r.backend, row.test.name(), row.median(),
                      row.rates.front(), row.rates.back(),
                      reads ? fmt::format("{:.1f}", row.bandwidth() / 1e9) : "",
-                     reads ? fmt::format("{:.2f}", row.bandwidth() / r.bandwidth) : "");
+                     reads ? fmt::format("{:.2f}", row.share()) : "");
     if (r.peer) {
       const std::vector<double> theirs = r.peer->rates(row.test.name());
       t += theirs.empty()
@@ -62,14 +63,16 @@ std::string to_markdown(const BenchReport& r) {
 std::string to_csv(const BenchReport& r) {
   std::string t =
       "model,scheme,bits_per_weight,backend,test,tokens_per_second,min,max,bytes_per_token,"
-      "read_bandwidth,model_bytes,load_seconds,peak_memory,peer_tokens_per_second\n";
+      "share_of_read_bandwidth,read_bandwidth,read_bandwidth_in_place,model_bytes,load_seconds,"
+      "peak_memory,peer_tokens_per_second\n";
   for (const Throughput& row : r.results) {
     const std::vector<double> theirs = r.peer ? r.peer->rates(row.test.name()) : row.rates;
-    t += fmt::format("{},{},{:.4f},{},{},{:.3f},{:.3f},{:.3f},{:.0f},{:.0f},{},{:.6f},{},{}\n",
-                     csv_field(r.model), r.scheme, r.bits_per_weight, csv_field(r.backend),
-                     row.test.name(), row.median(), row.rates.front(), row.rates.back(),
-                     row.bytes_per_token, r.bandwidth, r.model_bytes, r.load_seconds, r.peak_memory,
-                     r.peer && !theirs.empty() ? fmt::format("{:.3f}", median(theirs)) : "");
+    t += fmt::format(
+        "{},{},{:.4f},{},{},{:.3f},{:.3f},{:.3f},{:.0f},{:.4f},{:.0f},{:.0f},{},{:.6f},{},{}\n",
+        csv_field(r.model), r.scheme, r.bits_per_weight, csv_field(r.backend), row.test.name(),
+        row.median(), row.rates.front(), row.rates.back(), row.bytes_per_token, row.share(),
+        r.read_bandwidth(), r.in_place, r.model_bytes, r.load_seconds, r.peak_memory,
+        r.peer && !theirs.empty() ? fmt::format("{:.3f}", median(theirs)) : "");
   }
   return t;
 }
@@ -81,6 +84,7 @@ std::string to_json(const BenchReport& r) {
                              {"tokens_per_second", row.median()},
                              {"rates", row.rates},
                              {"bytes_per_token", row.bytes_per_token}};
+    if (row.test.decode) object["shares_of_read_bandwidth"] = row.shares;
     if (r.peer) object["peer_rates"] = r.peer->rates(row.test.name());
     results.push_back(std::move(object));
   }
@@ -92,7 +96,8 @@ std::string to_json(const BenchReport& r) {
                                  {"load_seconds", r.load_seconds},
                                  {"model_bytes", r.model_bytes},
                                  {"peak_memory", r.peak_memory},
-                                 {"read_bandwidth", r.bandwidth},
+                                 {"read_bandwidth", r.read_bandwidth()},
+                                 {"read_bandwidth_in_place", r.in_place},
                                  {"weights_on_huge_pages", r.weights_on_huge_pages},
                                  {"weight_bytes_per_token", r.bytes_per_token},
                                  {"results", results}};

@@ -153,8 +153,8 @@ std::shared_ptr<const File> make_synthetic(const Shape& shape, const SyntheticOp
   for (const TensorSpec& spec : tensor_specs(shape.config)) {
     tensors.push_back(info_of(spec, options));
   }
-  MemoryFile memory("synthetic " + std::string(shape.name), std::move(metadata),
-                    std::move(tensors));
+  MemoryFile memory("synthetic " + std::string(shape.name), std::move(metadata), std::move(tensors),
+                    options.pages);
   Filler(shape, options, memory).run();
   return memory.finish();
 }

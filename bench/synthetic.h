@@ -5,6 +5,7 @@
 
 #include "bench/shapes.h"
 #include "format/file.h"
+#include "format/memory.h"
 #include "format/scheme.h"
 
 namespace oq {
@@ -14,6 +15,7 @@ struct SyntheticOptions {
   int head_bits = 8;          ///< of embedding and head, where the scheme quantizes weights; or 16
   uint32_t weak_columns = 0;  ///< of each of the blocks' packed linears, at most all it has
   uint64_t seed = 1;
+  Pages pages = Pages::ordinary;
   int threads = 0;  ///< 0: one per usable core; the bytes do not depend on it
 };
 

@@ -70,7 +70,7 @@ std::vector<Throughput> measure_throughput(Decoder& decoder,
   std::vector<Throughput> results;
   std::set<int64_t> depths;
   for (const ThroughputTest& test : tests) {
-    Throughput t{.test = test, .rates = {}};
+    Throughput t{.test = test, .rates = {}, .shares = {}};
     if (test.decode) {
       t.bytes_per_token = double(decoder.bytes_per_token()) / double(test.batch) +
                           double(decoder.kv_bytes(test.depth + (test.tokens - 1) / 2));
@@ -83,15 +83,19 @@ std::vector<Throughput> measure_throughput(Decoder& decoder,
       for (Throughput& t : results) {
         if (t.test.depth != depth) continue;
         const auto ids = random_tokens(t.test.tokens, decoder.config().vocab);
-        probe.measure();
-        const double time = seconds(decoder, t.test, ids);
-        if (r >= 0) t.rates.push_back(double(t.test.tokens * t.test.batch) / time);
+        const double bandwidth = probe.measure();
+        const double rate = double(t.test.tokens * t.test.batch) / seconds(decoder, t.test, ids);
+        if (r < 0) continue;
+        t.rates.push_back(rate);
+        t.shares.push_back(rate * t.bytes_per_token / bandwidth);
       }
       if (r >= 0 && between) between();
     }
   }
-  while (probe.passes() < 7) probe.measure();
-  for (Throughput& t : results) std::sort(t.rates.begin(), t.rates.end());
+  for (Throughput& t : results) {
+    std::sort(t.rates.begin(), t.rates.end());
+    std::sort(t.shares.begin(), t.shares.end());
+  }
   return results;
 }
 

@@ -24,10 +24,13 @@ struct ThroughputTest {
 struct Throughput {
   ThroughputTest test;
   std::vector<double> rates;   ///< tokens per second of all sequences, by repetition, sorted
+  std::vector<double> shares;  ///< decode: of the bandwidth that a pass of the probe had read just
+                               ///< before, by repetition, sorted
   double bytes_per_token = 0;  ///< decode: weights and KV cache, on average; a step reads the
                                ///< weights once for its whole batch (experts: as if alike)
 
   double median() const { return rates[rates.size() / 2]; }
+  double share() const { return shares[shares.size() / 2]; }
   double bandwidth() const { return median() * bytes_per_token; }
 };
 

@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "format/memory.h"
 #include "format/metadata.h"
 #include "format/packed.h"
 
@@ -53,7 +54,10 @@ struct TensorInfo {
 /// written. Immutable after opening: any number of threads may read. All failures throw oq::Error.
 class File {
  public:
-  static std::shared_ptr<const File> open(const std::filesystem::path& path);
+  /// Pages::huge: copied into memory on such pages instead of being mapped, which takes the time
+  /// and the memory of the whole file, and makes every later pass over it faster.
+  static std::shared_ptr<const File> open(const std::filesystem::path& path,
+                                          Pages pages = Pages::ordinary);
   ~File();
   File(const File&) = delete;
   File& operator=(const File&) = delete;
@@ -84,12 +88,13 @@ class File {
  private:
   friend class MemoryFile;  // makes one in anonymous memory (format/memory_file.h)
   friend std::shared_ptr<const File> open_with_weak(const std::filesystem::path& path,
-                                                    const std::filesystem::path& weak);
+                                                    const std::filesystem::path& weak, Pages pages);
   File() = default;
-  /// `change`, if any, sees the opened file in a private, writable mapping.
-  static std::shared_ptr<const File> open(const std::filesystem::path& path,
+  /// `change`, if any, sees the opened file while its bytes are private and writable.
+  static std::shared_ptr<const File> open(const std::filesystem::path& path, Pages pages,
                                           const std::function<void(File&)>& change);
-  void map(bool writable);
+  void map(Pages pages, bool writable);
+  void copy(int fd, size_t size);
   void replace_weak(const File& weak);
   void read_header();
   void read_directory(std::span<const std::byte> directory, uint64_t data_offset);

@@ -19,6 +19,11 @@ namespace {
 
 constexpr const char* kDamaged = "the file is damaged: convert or copy it again";
 
+struct Descriptor {
+  int fd;
+  ~Descriptor() { close(fd); }
+};
+
 uint32_t crc_of(const void* p, size_t n) { return crc32c({static_cast<const std::byte*>(p), n}); }
 
 Packing packing_of(const disk::Entry& e) {
@@ -72,18 +77,20 @@ uint64_t TensorInfo::expected_bytes() const {
   return n;
 }
 
-std::shared_ptr<const File> File::open(const std::filesystem::path& path) { return open(path, {}); }
+std::shared_ptr<const File> File::open(const std::filesystem::path& path, Pages pages) {
+  return open(path, pages, {});
+}
 
-std::shared_ptr<const File> File::open(const std::filesystem::path& path,
+std::shared_ptr<const File> File::open(const std::filesystem::path& path, Pages pages,
                                        const std::function<void(File&)>& change) {
   std::shared_ptr<File> file(new File);
   file->path_ = path;
   with_place(path.string(), [&] {
-    file->map(bool(change));
+    file->map(pages, bool(change));
     file->read_header();
   });
-  if (!change) return file;
-  change(*file);
+  if (change) change(*file);
+  // A stray write crashes from now on, whether the bytes are mapped or copied.
   mprotect(const_cast<std::byte*>(file->map_.data()), file->map_.size(), PROT_READ);
   return file;
 }
@@ -97,25 +104,39 @@ Error File::error(Error::Parts parts) const {
   return Error(std::move(parts));
 }
 
-void File::map(bool writable) {
+void File::copy(int fd, size_t size) {
+  const std::span<std::byte> memory = map_memory(path_.string(), size, Pages::huge);
+  map_ = memory;  // freed with the file, whatever follows
+  for (size_t done = 0; done < size;) {
+    const ssize_t n = pread(fd, memory.data() + done, size - done, off_t(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      throw error({.what = std::string("cannot be read: ") +
+                           (n < 0 ? std::strerror(errno) : "it became shorter"),
+                   .hint = "try again"});
+    }
+    done += size_t(n);
+  }
+}
+
+void File::map(Pages pages, bool writable) {
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe: no wait
   if (fd < 0) {
     throw error({.what = std::string("cannot be opened: ") + std::strerror(errno),
                  .hint = "check the path and its permissions"});
   }
+  const Descriptor closed_at_the_end{fd};
   struct stat st {};
   if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size < int64_t(sizeof(disk::Header))) {
-    close(fd);
     throw error({.what = "is not a .oq file: shorter than its header, or no regular file",
                  .hint = "make one with oq-convert"});
   }
   const auto size = size_t(st.st_size);
+  if (pages == Pages::huge) return copy(fd, size);
   void* p = mmap(nullptr, size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
                  writable ? MAP_PRIVATE : MAP_SHARED, fd, 0);
-  const int mmap_errno = errno;
-  close(fd);
   if (p == MAP_FAILED) {
-    throw error({.what = std::string("cannot be mapped: ") + std::strerror(mmap_errno)});
+    throw error({.what = std::string("cannot be mapped: ") + std::strerror(errno)});
   }
   map_ = {static_cast<const std::byte*>(p), size};
 }

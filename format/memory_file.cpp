@@ -1,84 +1,25 @@
 #include "format/memory_file.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <optional>
 #include <utility>
 
-#include <fmt/format.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "format/bytes.h"
 #include "format/crc32c.h"
 #include "format/file_layout.h"
 
 namespace oq {
-namespace {
 
-/// The number behind `key` in a file of lines "key number ..."; without a key, the first one.
-std::optional<uint64_t> read_number(const char* path, const std::string& key = {}) {
-  std::ifstream in(path);
-  for (std::string line; std::getline(in, line);) {
-    if (line.rfind(key, 0) != 0) continue;
-    const size_t digits = line.find_first_of("0123456789", key.size());
-    if (digits == std::string::npos) return std::nullopt;  // a limit of "max" is none
-    return std::strtoull(line.c_str() + digits, nullptr, 10);
-  }
-  return std::nullopt;
-}
-
-/// What a container's limit leaves, counting the page cache as free.
-std::optional<uint64_t> available_in_container() {
-  const auto limit = read_number("/sys/fs/cgroup/memory.max");
-  const auto used = read_number("/sys/fs/cgroup/memory.current");
-  if (!limit || !used) return std::nullopt;
-  const uint64_t cache = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ").value_or(0) +
-                         read_number("/sys/fs/cgroup/memory.stat", "active_file ").value_or(0);
-  const uint64_t held = *used - std::min(*used, cache);
-  return *limit - std::min(*limit, held);
-}
-
-/// A sixteenth of what is available stays free, for a KV cache and everybody else: a process that
-/// is killed later has said nothing.
-void check_fits(const std::string& name, uint64_t wanted) {
-  const uint64_t available = available_memory();
-  if (wanted <= available - available / 16) return;
-  throw Error({.what = "does not fit this machine's memory",
-               .where = name,
-               .expected = fmt::format("{:.1f} GB", double(wanted) / 1e9),
-               .found = fmt::format("{:.1f} GB available, of which a sixteenth stays free",
-                                    double(available) / 1e9),
-               .hint = "choose a smaller model or fewer bits, or free some memory"});
-}
-
-}  // namespace
-
-uint64_t available_memory() {
-  const auto kib = read_number("/proc/meminfo", "MemAvailable:");
-  const uint64_t system =
-      kib ? *kib << 10 : uint64_t(sysconf(_SC_AVPHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE));
-  return std::min(system, available_in_container().value_or(system));
-}
-
-MemoryFile::MemoryFile(std::string name, Metadata metadata, std::vector<TensorInfo> tensors)
+MemoryFile::MemoryFile(std::string name, Metadata metadata, std::vector<TensorInfo> tensors,
+                       Pages pages)
     : name_(std::move(name)),
       metadata_(std::move(metadata)),
       tensors_(std::move(tensors)),
       data_end_(disk::data_offset(kMetadataRoom, tensors_.size())) {
   for (TensorInfo& t : tensors_) data_end_ = disk::place(t, data_end_, name_);
-  check_fits(name_, data_end_);
-  const uint64_t size = round_up(data_end_, disk::kDataAlign);
-  void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) {
-    throw Error({.what = std::string("no memory: ") + std::strerror(errno),
-                 .where = name_,
-                 .expected = fmt::format("{:.1f} GB", double(size) / 1e9),
-                 .hint = "choose a smaller model or fewer bits, or raise the process's limit"});
-  }
-  map_ = {static_cast<std::byte*>(p), size};
+  map_ = map_memory(name_, round_up(data_end_, disk::kDataAlign), pages);
 }
 
 MemoryFile::~MemoryFile() {

@@ -8,24 +8,20 @@
 #include <vector>
 
 #include "format/file.h"
+#include "format/memory.h"
 
 namespace oq {
 
-/// Bytes that this process could still fill without swapping: what the system calls available,
-/// within the memory limit of a container (cgroup v2).
-uint64_t available_memory();
-
 /// A .oq file in anonymous memory, for weights that are computed instead of read: byte for byte
-/// what a Writer would have put on disk, filled in place, and opened through the same checks. Its
-/// pages are of the kind that the system gives to anonymous memory: it is asked for nothing
-/// special.
+/// what a Writer would have put on disk, filled in place, and opened through the same checks.
 class MemoryFile {
  public:
   /// Lays `tensors` out in their order (name, kind, shape and packing count; places and checksums
   /// are set here) and maps zeroed memory for the whole of it. `name` stands where a path would, in
   /// messages. Throws oq::Error when the memory that is available is not enough, before any of it
   /// is taken.
-  MemoryFile(std::string name, Metadata metadata, std::vector<TensorInfo> tensors);
+  MemoryFile(std::string name, Metadata metadata, std::vector<TensorInfo> tensors,
+             Pages pages = Pages::ordinary);
   ~MemoryFile();
   MemoryFile(const MemoryFile&) = delete;
   MemoryFile& operator=(const MemoryFile&) = delete;

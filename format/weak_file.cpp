@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include "format/bytes.h"
 #include "format/crc32c.h"
@@ -113,11 +112,12 @@ void File::replace_weak(const File& weak) {
 }
 
 std::shared_ptr<const File> open_with_weak(const std::filesystem::path& path,
-                                           const std::filesystem::path& weak) {
-  if (weak.empty()) return File::open(path);
+                                           const std::filesystem::path& weak, Pages pages) {
+  if (weak.empty()) return File::open(path, pages);
   const auto columns = File::open(weak);
-  return File::open(
-      path, [&](File& file) { with_place(weak.string(), [&] { file.replace_weak(*columns); }); });
+  return File::open(path, pages, [&](File& file) {
+    with_place(weak.string(), [&] { file.replace_weak(*columns); });
+  });
 }
 
 }  // namespace oq

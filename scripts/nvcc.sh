@@ -21,7 +21,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 compile() {  # compile ARCHITECTURE FILE: its ptxas report beside the object
-  local out=$work/$1-$(basename "$2" .cu)
+  local out=${2#kernels/cuda/}
+  out=${out%.cu}
+  out=$work/$1-${out//\//-}  # two folders may have files of one name
   nvcc -std=c++20 --expt-relaxed-constexpr -Werror=all-warnings -arch="sm_$1" -Xptxas -v -I"$root" \
     -cubin -o "$out.cubin" "$root/$2" >"$out.ptxas" 2>&1 || { cat "$out.ptxas" >&2; return 1; }
 }

@@ -14,7 +14,7 @@ full=
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(style release nvcc asan simt scalar neon tsan fuzz tidy)
 fuzz_seconds=20
-simt='^(emulator|cuda|cuda\.reverse|cuda\.random)$'  # the tests of stage simt
+simt='^(emulator|cuda|cuda\.(models|reverse|random))$'  # the tests of stage simt
 without_data=(-LE data)  # what takes minutes under a sanitizer or without SIMD
 if [ -n "$full" ]; then
   fuzz_seconds=300
@@ -43,7 +43,7 @@ stage_asan() {
 # The CUDA kernels on the emulator, in every thread order, under AddressSanitizer.
 stage_simt() {
   export UBSAN_OPTIONS=print_stacktrace=1
-  build asan test-emulator test-cuda && run_ctest asan -R "$simt"
+  build asan test-emulator test-cuda && run_ctest asan -j "$(nproc)" -R "$simt"
 }
 
 # Every CUDA kernel for two architectures (--full: all that nvcc knows), refused where one spills.

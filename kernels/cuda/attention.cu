@@ -1,6 +1,7 @@
 /// RoPE, append to the KV cache, attention split over positions, and the merge, in one kernel.
 ///
-/// Regime: decode, up to 8 rows; longer prompts work, slowly. Bound: memory, the cache read once
+/// Regime: decode, runs of up to 8 rows; flash.cu has longer ones. Bound: memory, the cache read
+/// once
 ///   for every 4 queries of a KV head that share it (the next 4 find it in the caches of the SM).
 /// Layout: keys in tiles of 32 positions, [tile][dim / 8][32][8], so that a lane is a position and
 ///   16 bytes are 8 of its f16 dimensions: no shuffles in a score. Values row by row.
@@ -11,8 +12,7 @@
 /// Sums: fp32; positions of a warp, then warps, then stretches, each by the rule of online softmax.
 /// Measured: not measured.
 
-#include "kernels/cuda/block.h"
-#include "kernels/cuda/kv_cells.h"
+#include "kernels/cuda/kv_rows.h"
 
 namespace oq::cuda {
 namespace {
@@ -42,84 +42,17 @@ struct Work {
     group = a.heads / a.kv.kv_heads;
   }
 
-  OQ_DEVICE static int seen_from(const AttentionArgs& a, int position) {
-    return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
-  }
   OQ_DEVICE int first_stretch() const { return first_seen / kKvStretch; }
   OQ_DEVICE int last_stretch() const { return last_seen / kKvStretch; }
 };
 
-/// Dimension d of a head of q or k at `position`, rotated.
-OQ_DEVICE float rotated(const AttentionArgs& a, const float* head, int position, int d) {
-  if (a.rotations == nullptr || d >= a.rope_dim) return head[d];
-  const int half = a.rope_dim / 2;
-  const float* turn = a.rotations + (int64_t(position) * half + d % half) * 2;
-  const float x = head[d % half], y = head[d % half + half];
-  return d < half ? x * turn[0] - y * turn[1] : y * turn[0] + x * turn[1];
-}
-
-/// The smallest and largest of term(d) for d in [0, n), NaNs where one is not finite; a warp.
-template <class Term>
-OQ_DEVICE void warp_range(int n, Term term, float& low, float& high) {
-  low = INFINITY;
-  high = -INFINITY;
-  float poison = 0;
-  for (int d = lane_id(); d < n; d += 32) {
-    const float x = term(d);
-    low = fminf(low, x);
-    high = fmaxf(high, x);
-    poison += x - x;
-  }
-  poison = warp_reduce<Sum>(poison);
-  low = warp_reduce<Min>(low) + poison;
-  high = warp_reduce<Max>(high) + poison;
-}
-
-/// KvGrid::of, as stored.
-template <class Term>
-OQ_DEVICE void fit_cells(int n, int bits, Term term, uint16_t stored[2], CellGrid& grid) {
-  float low = 0, high = 0;
-  warp_range(n, term, low, high);
-  stored[1] = float_to_half(low);
-  grid.low = half_to_float(stored[1]);
-  const float scale = (high - grid.low) / float((1 << bits) - 1);
-  stored[0] = float_to_half(scale > 0x1p-24f ? scale : 0x1p-24f + (high - high));
-  grid.scale = half_to_float(stored[0]);
-}
-
-/// Appends one row's key, or its value, of the block's KV head; a warp.
-template <class Cells>
-OQ_DEVICE void append(const AttentionArgs& a, const Work& work, const HeadCache<Cells>& cache,
-                      int row, int position, bool value) {
-  const int dim = a.kv.dim, width = a.heads * dim;
-  const float* head = a.qkv + int64_t(row) * a.qkv_stride + width +
-                      (value ? a.kv.kv_heads * dim : 0) + work.kv_head * dim;
-  const auto term = [&](int d) { return value ? head[d] : rotated(a, head, position, d); };
-  CellGrid grid{1.0f, 0.0f};
-  if (a.kv.type == KvType::codes) {
-    uint16_t stored[2];
-    fit_cells(dim, a.kv.bits, term, stored, grid);
-    if (lane_id() < 2) {
-      cache.grids[int64_t(position) * 4 + (value ? 2 : 0) + lane_id()] = stored[lane_id()];
-    }
-  }
-  for (int d = lane_id(); d < a.kv.padded_dim; d += 32) {
-    const auto cell = Cells::make(d < dim ? term(d) : 0.0f, grid, a.kv.bits);
-    if (value) {
-      cache.values[cache.value_at(position, d)] = cell;
-    } else {
-      cache.keys[cache.key_at(position, d)] = cell;
-    }
-  }
-}
-
-template <class Cells>
+template <KvType kType>
 OQ_DEVICE void append_rows(const AttentionArgs& a, const Work& work,
-                           const HeadCache<Cells>& cache) {
+                           const HeadCache<kType>& cache) {
   for (int i = warp_id(); i < 2 * work.rows; i += kAttentionWarps) {
     const int position = work.first_position + i / 2;
     if (position / kKvStretch != work.stretch) continue;
-    append(a, work, cache, a.order[work.first_row + i / 2], position, i % 2 == 1);
+    append(a, cache, a.order[work.first_row + i / 2], work.kv_head, position, i % 2 == 1);
   }
 }
 
@@ -145,10 +78,10 @@ struct AttentionShared {
 };
 
 /// One pass: up to kQueries queries of the run against the stretch.
-template <class Cells>
+template <KvType kType>
 class Pass {
  public:
-  OQ_DEVICE Pass(const AttentionArgs& a, const Work& work, const HeadCache<Cells>& cache,
+  OQ_DEVICE Pass(const AttentionArgs& a, const Work& work, const HeadCache<kType>& cache,
                  const AttentionShared& s, int first_query)
       : a_(a), work_(work), cache_(cache), s_(s), first_(first_query) {}
 
@@ -179,44 +112,26 @@ class Pass {
   OQ_DEVICE int chunks() const { return a_.kv.padded_dim / 8; }
   OQ_DEVICE int subs() const { return 32 / chunks(); }
 
-  /// Warp w brings query w, rotated, quantized and divided by sqrt(dim).
+  /// Warp w brings query w.
   OQ_DEVICE void load_query() {
-    const int i = warp_id(), dim = a_.kv.dim;
-    float* to = s_.queries + i * a_.kv.padded_dim;
+    const int i = warp_id(), width = a_.kv.padded_dim;
+    float* to = s_.queries + i * width;
     if (!is_there(i)) {
-      for (int d = lane_id(); d < a_.kv.padded_dim; d += 32) to[d] = 0.0f;
+      for (int d = lane_id(); d < width; d += 32) to[d] = 0.0f;
       return;
     }
-    const float* head =
-        a_.qkv + int64_t(a_.order[work_.first_row + row_of(i)]) * a_.qkv_stride + head_of(i) * dim;
-    const auto term = [&](int d) { return rotated(a_, head, position_of(i), d); };
-    const float top = float((1 << (a_.query_bits < 16 ? a_.query_bits : 1)) - 1);
-    float scale = 1.0f, zero = 0.0f;
-    if (a_.query_bits < 16) {
-      float low = 0, high = 0;
-      warp_range(dim, term, low, high);
-      scale = fmaxf((high - low) / top, 1e-5f) + (high - high);
-      zero = rintf(-low / scale);
-    }
-    const float shrink = 1.0f / sqrtf(float(dim));
-    for (int d = lane_id(); d < a_.kv.padded_dim; d += 32) {
-      float x = d < dim ? term(d) : 0.0f;
-      if (a_.query_bits < 16 && d < dim) {
-        x = scale * (fminf(fmaxf(rintf(x / scale) + zero, 0.0f), top) - zero);
-      }
-      to[d] = x * shrink;
-    }
+    bring_query(a_, a_.order[work_.first_row + row_of(i)], head_of(i), position_of(i), width,
+                [&](int d, float x) { to[d] = x; });
   }
 
   /// A lane is a position: its scores with all queries, and their exponentials.
   OQ_DEVICE void score(int tile) {
     const int position = tile * kKvTile + lane_id();
-    CellGrid grid{1.0f, 0.0f};
-    if (a_.kv.type == KvType::codes) grid = cache_.grid(position, false);
+    const CellGrid grid = cache_.grid(position, false);
     float scores[kQueries] = {};
     for (int c = 0; c < chunks(); ++c) {
       float key[8];
-      Cells::load8(cache_.keys + cache_.key_at(position, 8 * c), grid, key);
+      Cells<kType>::load(cache_.key(position, c), grid, key);
       OQ_UNROLL
       for (int i = 0; i < kQueries; ++i) {
         const float* q = s_.queries + i * a_.kv.padded_dim + 8 * c;
@@ -226,8 +141,8 @@ class Pass {
     }
     OQ_UNROLL
     for (int i = 0; i < kQueries; ++i) {
-      const bool visible = is_there(i) && position <= position_of(i) &&
-                           position >= Work::seen_from(a_, position_of(i));
+      const bool visible =
+          is_there(i) && position <= position_of(i) && position >= seen_from(a_, position_of(i));
       if (visible && a_.alibi != nullptr) {
         scores[i] += a_.alibi[int64_t(head_of(i)) * a_.alibi_stride + position];
       }
@@ -254,10 +169,8 @@ class Pass {
     float out[kQueries][8] = {};
     for (int p = sub; p < kKvTile && tile * kKvTile + p <= work_.last_seen; p += subs()) {
       const int position = tile * kKvTile + p;
-      CellGrid grid{1.0f, 0.0f};
-      if (a_.kv.type == KvType::codes) grid = cache_.grid(position, true);
       float value[8];
-      Cells::load8(cache_.values + cache_.value_at(position, 8 * chunk), grid, value);
+      Cells<kType>::load(cache_.value(position, chunk), cache_.grid(position, true), value);
       OQ_UNROLL
       for (int i = 0; i < kQueries; ++i) {
         const float weight = s_.probabilities[(warp_id() * kQueries + i) * kKvTile + p];
@@ -304,7 +217,7 @@ class Pass {
 
   const AttentionArgs& a_;
   const Work& work_;
-  const HeadCache<Cells>& cache_;
+  const HeadCache<kType>& cache_;
   const AttentionShared& s_;
   int first_;
 };
@@ -348,34 +261,39 @@ OQ_DEVICE void merge(const AttentionArgs& a, const Work& work) {
   }
 }
 
-template <class Cells>
-__global__ void __launch_bounds__(kAttentionThreads) attention_kernel(AttentionArgs a) {
+/// Blocks on an SM: with four, the f32 cache's would spill a register.
+template <KvType kType>
+constexpr int kAttentionBlocks = kType == KvType::f32 ? 3 : 4;
+
+template <KvType kType>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<kType>)
+    attention_kernel(AttentionArgs a) {
   const Work work(a);
   if (work.stretch < work.first_stretch() || work.stretch > work.last_stretch()) return;
-  const HeadCache<Cells> cache(a.kv, work.sequence, work.kv_head);
+  const HeadCache<kType> cache(a.kv, work.sequence, work.kv_head);
   const AttentionShared shared(a.kv.padded_dim);
   append_rows(a, work, cache);
   sync_block();
   for (int query = 0; query < work.rows * work.group; query += kQueries) {
-    Pass<Cells>(a, work, cache, shared, query).run();
+    Pass<kType>(a, work, cache, shared, query).run();
   }
   if (arrived_last(a, work, shared.flag)) merge(a, work);
 }
 
-template <class Cells>
-void start(Stream& stream, const AttentionArgs& args) {
-  launch(stream, "attention", attention_kernel<Cells>,
+}  // namespace
+
+template <KvType kType>
+void start_attention(Stream& stream, const AttentionArgs& args) {
+  launch(stream, "attention", attention_kernel<kType>,
          {.x = args.stretches,
           .y = args.runs * args.kv.kv_heads,
           .threads = kAttentionThreads,
           .shared = AttentionShared::bytes(args.kv.padded_dim)},
          args);
 }
-
-}  // namespace
-
-void start_attention_f32(Stream& stream, const AttentionArgs& a) { start<CellsF32>(stream, a); }
-void start_attention_f16(Stream& stream, const AttentionArgs& a) { start<CellsF16>(stream, a); }
-void start_attention_codes(Stream& stream, const AttentionArgs& a) { start<CellsCodes>(stream, a); }
+template void start_attention<KvType::f32>(Stream&, const AttentionArgs&);
+template void start_attention<KvType::f16>(Stream&, const AttentionArgs&);
+template void start_attention<KvType::codes8>(Stream&, const AttentionArgs&);
+template void start_attention<KvType::codes4>(Stream&, const AttentionArgs&);
 
 }  // namespace oq::cuda

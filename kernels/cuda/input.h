@@ -15,15 +15,27 @@ struct TokenStats {
   float up, down;  ///< a power of two that fills the range of f16, and its inverse
 };
 
+/// A power of two that brings `peak` into [2^14, 2^15), so that nothing overflows f16 and 2^-39 of
+/// it is still a number; and its inverse. Both 1 where the peak is no such number.
+OQ_DEVICE void fill_range(float peak, float& up, float& down) {
+  up = down = 1.0f;
+  if (!(peak > 0x1p-100f && peak < 0x1p100f)) return;
+  const int exponent = int(float_to_bits(peak) >> 23) - 127;
+  up = bits_to_float(uint32_t(127 + 14 - exponent) << 23);
+  down = bits_to_float(uint32_t(127 - 14 + exponent) << 23);
+}
+
 /// The input of one block: rows of x behind norm and quantization.
 class BlockInput {
  public:
-  /// Reads the statistics of all tokens. `scratch` has kWarps floats, `stats` room for 8 tokens;
-  /// `weak_mask` as in PackedMatrix. All threads of the block.
+  /// Reads the statistics of up to `most` tokens from `first` on, which count from 0 here.
+  /// `scratch` has kWarps floats, `stats` room for `most`; `weak_mask` as in PackedMatrix. All
+  /// threads of the block.
   OQ_DEVICE BlockInput(const InputArgs& args, int cols, const uint32_t* weak_mask,
-                       TokenStats* stats, float* scratch)
-      : args_(args), cols_(cols), weak_mask_(weak_mask), stats_(stats) {
-    tokens_ = args.count == nullptr ? args.tokens : args.count[block_y()];
+                       TokenStats* stats, float* scratch, int first, int most)
+      : args_(args), cols_(cols), first_(first), weak_mask_(weak_mask), stats_(stats) {
+    const int left = args.count == nullptr ? most : args.count[block_y()] - first;
+    tokens_ = left < most ? left : most;
     for (int m = 0; m < tokens_; ++m) measure(m, scratch);
     sync_block();
   }
@@ -54,8 +66,8 @@ class BlockInput {
   OQ_DEVICE const float* row(int m) const {
     const int32_t* rows = args_.rows == nullptr    ? nullptr
                           : args_.count == nullptr ? args_.rows
-                                                   : args_.rows + int64_t(block_y()) * kMaxTokens;
-    const int64_t r = rows == nullptr ? m : rows[m];
+                                                   : args_.rows + int64_t(block_y()) * kExpertRows;
+    const int64_t r = rows == nullptr ? first_ + m : rows[first_ + m];
     const int64_t expert = args_.count == nullptr ? 0 : block_y();
     return args_.x + expert * args_.expert_stride + r * args_.stride;
   }
@@ -89,12 +101,7 @@ class BlockInput {
     stats_[m] = s;  // all threads write the same
     sync_block();
     if (args_.bits < 16) peak = fit_grid(m, scratch, s);
-    // peak x up lies in [2^13, 2^15): no overflow, and 2^-39 of it is still a number.
-    if (peak > 0x1p-100f && peak < 0x1p100f) {
-      const int exponent = int(float_to_bits(peak) >> 23) - 127;
-      s.up = bits_to_float(uint32_t(127 + 14 - exponent) << 23);
-      s.down = bits_to_float(uint32_t(127 - 14 + exponent) << 23);
-    }
+    fill_range(peak, s.up, s.down);
     stats_[m] = s;
   }
 
@@ -113,7 +120,7 @@ class BlockInput {
   }
 
   const InputArgs& args_;
-  int cols_, tokens_;
+  int cols_, first_, tokens_;
   const uint32_t* weak_mask_;
   TokenStats* stats_;
 };

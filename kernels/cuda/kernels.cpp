@@ -5,6 +5,7 @@
 #include <span>
 
 #include "format/error.h"
+#include "kernels/cuda/batch.h"
 
 namespace oq::cuda {
 
@@ -13,9 +14,17 @@ void start_packed(Stream&, const PackedArgs&);
 void start_dense_f32(Stream&, const DenseArgs&);
 void start_dense_f16(Stream&, const DenseArgs&);
 void start_dense_bf16(Stream&, const DenseArgs&);
-void start_attention_f32(Stream&, const AttentionArgs&);
-void start_attention_f16(Stream&, const AttentionArgs&);
-void start_attention_codes(Stream&, const AttentionArgs&);
+template <int kBits, bool kFive>
+void start_batch(Stream&, const BatchArgs&);
+template <int kBits, bool kFive>
+void start_dequantize(Stream&, const BatchArgs&);
+void start_prepare_fragments(Stream&, const BatchArgs&);
+void start_prepare_rows(Stream&, const BatchArgs&);
+void start_finish(Stream&, const BatchArgs&);
+template <KvType kType>
+void start_attention(Stream&, const AttentionArgs&);
+template <KvType kType>
+void start_flash(Stream&, const AttentionArgs&);
 void start_repack(Stream&, const PackedLayout&, const std::byte*, const PackedMatrix&);
 void start_lookup_packed(Stream&, const LookupArgs<PackedMatrix>&);
 void start_lookup_dense(Stream&, const LookupArgs<DenseMatrix>&);
@@ -38,6 +47,11 @@ struct PackedKey {
   int field_bits;
   bool five_levels, wide;  ///< wide: 5 to 8 tokens
   friend bool operator==(const PackedKey&, const PackedKey&) = default;
+};
+struct WeightKey {
+  int field_bits;
+  bool five_levels;
+  friend bool operator==(const WeightKey&, const WeightKey&) = default;
 };
 enum class Only { one };
 
@@ -65,13 +79,45 @@ std::array<Row<Dense, const DenseArgs&>, 3> dense_rows = {{
     {"dense linear, f16", Dense::f16, start_dense_f16},
     {"dense linear, bf16", Dense::bf16, start_dense_bf16},
 }};
-std::array<Row<KvType, const AttentionArgs&>, 3> attention_rows = {{
-    {"attention, f32 cache", KvType::f32, start_attention_f32},
-    {"attention, f16 cache", KvType::f16, start_attention_f16},
-    {"attention, cache of codes", KvType::codes, start_attention_codes},
+std::array<Row<WeightKey, const BatchArgs&>, 8> batch_rows = {{
+    {"batch linear, w2", {2, false}, start_batch<2, false>},
+    {"batch linear, w3", {3, false}, start_batch<3, false>},
+    {"batch linear, w4", {4, false}, start_batch<4, false>},
+    {"batch linear, w5", {5, false}, start_batch<5, false>},
+    {"batch linear, w6", {6, false}, start_batch<6, false>},
+    {"batch linear, w7", {7, false}, start_batch<7, false>},
+    {"batch linear, w8", {8, false}, start_batch<8, false>},
+    {"batch linear, w2*", {7, true}, start_batch<7, true>},
+}};
+std::array<Row<WeightKey, const BatchArgs&>, 8> dequantize_rows = {{
+    {"dequantize, w2", {2, false}, start_dequantize<2, false>},
+    {"dequantize, w3", {3, false}, start_dequantize<3, false>},
+    {"dequantize, w4", {4, false}, start_dequantize<4, false>},
+    {"dequantize, w5", {5, false}, start_dequantize<5, false>},
+    {"dequantize, w6", {6, false}, start_dequantize<6, false>},
+    {"dequantize, w7", {7, false}, start_dequantize<7, false>},
+    {"dequantize, w8", {8, false}, start_dequantize<8, false>},
+    {"dequantize, w2*", {7, true}, start_dequantize<7, true>},
+}};
+std::array<Row<BatchEngine, const BatchArgs&>, 2> prepare_rows = {{
+    {"prepare, fragments", BatchEngine::tiles, start_prepare_fragments},
+    {"prepare, rows of f16", BatchEngine::gemm, start_prepare_rows},
+}};
+std::array<Row<KvType, const AttentionArgs&>, 4> attention_rows = {{
+    {"attention, f32 cache", KvType::f32, start_attention<KvType::f32>},
+    {"attention, f16 cache", KvType::f16, start_attention<KvType::f16>},
+    {"attention, 8-bit cache", KvType::codes8, start_attention<KvType::codes8>},
+    {"attention, 4-bit cache", KvType::codes4, start_attention<KvType::codes4>},
+}};
+std::array<Row<KvType, const AttentionArgs&>, 4> flash_rows = {{
+    {"flash attention, f32 cache", KvType::f32, start_flash<KvType::f32>},
+    {"flash attention, f16 cache", KvType::f16, start_flash<KvType::f16>},
+    {"flash attention, 8-bit cache", KvType::codes8, start_flash<KvType::codes8>},
+    {"flash attention, 4-bit cache", KvType::codes4, start_flash<KvType::codes4>},
 }};
 template <class... Args>
 using Single = std::array<Row<Only, Args...>, 1>;
+Single<const BatchArgs&> finish_rows = {{{"finish of a batch", Only::one, start_finish}}};
 Single<const PackedLayout&, const std::byte*, const PackedMatrix&> repack_rows = {
     {{"repack", Only::one, start_repack}}};
 Single<const LookupArgs<PackedMatrix>&> lookup_packed_rows = {
@@ -109,8 +155,25 @@ void packed_linears(Stream& stream, const PackedArgs& a) {
 void dense_linears(Stream& stream, const DenseArgs& a) {
   dispatch(dense_rows, a.linears[0].matrix.type, stream, a);
 }
+void batch_prepare(Stream& stream, const BatchArgs& a) {
+  dispatch(prepare_rows, a.plan.how.engine, stream, a);
+}
+void batch_multiply(Stream& stream, const BatchArgs& a) {
+  const PackedMatrix& m = a.linear.matrix;
+  dispatch(batch_rows, WeightKey{m.field_bits, m.five_levels}, stream, a);
+}
+void batch_dequantize(Stream& stream, const BatchArgs& a) {
+  const PackedMatrix& m = a.linear.matrix;
+  dispatch(dequantize_rows, WeightKey{m.field_bits, m.five_levels}, stream, a);
+}
+void batch_finish(Stream& stream, const BatchArgs& a) {
+  dispatch(finish_rows, Only::one, stream, a);
+}
 void attention(Stream& stream, const AttentionArgs& a) {
   dispatch(attention_rows, a.kv.type, stream, a);
+}
+void flash_attention(Stream& stream, const AttentionArgs& a) {
+  dispatch(flash_rows, a.kv.type, stream, a);
 }
 void repack(Stream& stream, const PackedLayout& layout, const std::byte* file_bytes,
             const PackedMatrix& matrix) {
@@ -132,7 +195,12 @@ std::vector<Reached> reached() {
   std::vector<Reached> list;
   count(packed_rows, list);
   count(dense_rows, list);
+  count(batch_rows, list);
+  count(dequantize_rows, list);
+  count(prepare_rows, list);
+  count(finish_rows, list);
   count(attention_rows, list);
+  count(flash_rows, list);
   count(repack_rows, list);
   count(lookup_packed_rows, list);
   count(lookup_dense_rows, list);

@@ -2,20 +2,24 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "kernels/activation.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/layout.h"
 #include "kernels/cuda/stream.h"
 
 /// The GPU's kernels. Every one is a row in the table of kernels.cpp, and a function here enqueues
 /// it. Floats are fp32 but where a type says otherwise. Sums have a fixed order: the same call
 /// gives the same bits. What a token gets does not depend on the tokens beside it, but on how many
-/// there are: 1 to 4 and 5 to 8 are two kernels.
+/// there are: 1 to 4, 5 to 8, and more are three kernels (batch_linears); so are attention and
+/// flash_attention, by the longest run.
 namespace oq::cuda {
 
-constexpr int kMaxTokens = 8;    ///< of one call of a linear
+constexpr int kMaxTokens = 8;    ///< of one call of packed_linears or dense_linears
+constexpr int kExpertRows = 64;  ///< room for each expert in lists of tokens
 constexpr int kMaxLinears = 3;   ///< that share an input: q, k, v
 constexpr int kKvTile = 32;      ///< positions of keys that lie side by side
 constexpr int kKvStretch = 128;  ///< positions that one block attends to
@@ -42,13 +46,14 @@ struct NormArgs {
 struct InputArgs {
   const float* x;
   int stride;
-  int tokens;           ///< 1..8: how many, or how many at most where `count` says
+  int tokens;           ///< how many, or how many at most where `count` says
   const int32_t* rows;  ///< which rows of x, or nullptr: the first
   NormArgs norm;
   int bits;  ///< below 16: quantized to the ActivationGrid of the live columns
   // Experts: block_y e works on expert e alone.
   const int32_t* count;   ///< [experts] tokens that chose it, or nullptr
-  int64_t expert_stride;  ///< floats between the experts' inputs; `rows` has 8 for each
+  int64_t expert_stride;  ///< floats between the experts' inputs; `rows` has 64 for each
+  int first = 0;          ///< of the tokens: those before it are another call's
 };
 
 enum class Finish { store, add, activate };
@@ -85,14 +90,37 @@ using DenseArgs = LinearsArgs<DenseMatrix>;
 void packed_linears(Stream& stream, const PackedArgs& args);
 void dense_linears(Stream& stream, const DenseArgs& args);
 
+/// packed_linears for any number of tokens, experts' lists of up to 64 (batch.h has the plan).
+/// With `experts`, linears[] also have the most weak columns among them.
+enum class BatchEngine {
+  tiles,  ///< mma on packed weights, 64 tokens at once
+  gemm,   ///< weights become f16, then cuBLAS; never with experts
+};
+struct BatchHow {
+  BatchEngine engine;
+  bool precise;  ///< activations as hi + lo, 22 bits; else f16. `gemm` is never precise
+};
+/// What calls need beside their arguments: grows as they ask, and serves one stream.
+struct BatchSpace {
+  Memory memory;
+  std::unique_ptr<Gemm> gemm;
+};
+size_t batch_bytes(const PackedArgs& args, BatchHow how);
+void batch_linears(Stream& stream, const PackedArgs& args, BatchHow how, BatchSpace& space);
+
 /// A file's tensor, as uploaded, into the matrix's memory.
 void repack(Stream& stream, const PackedLayout& layout, const std::byte* file_bytes,
             const PackedMatrix& matrix);
 
 /// A KV cache of one layer and all sequences: [sequence][kv head], then keys in tiles of 32
 /// positions, [tile][dim / 8][32][8], and values [position][dim], dims padded to 8. Codes have
-/// grids f16 {key scale, key low, value scale, value low} [position][4].
-enum class KvType { f32, f16, codes };
+/// grids f16 {key scale, key low, value scale, value low} [position][4]; those of up to 4 bits
+/// stand two to a byte, the even dimension low.
+enum class KvType { f32, f16, codes8, codes4 };
+/// Bytes of 8 dimensions.
+constexpr int kv_chunk_bytes(KvType type) {
+  return type == KvType::f32 ? 32 : type == KvType::f16 ? 16 : type == KvType::codes8 ? 8 : 4;
+}
 struct KvArgs {
   KvType type;
   int bits;       ///< of codes
@@ -123,11 +151,17 @@ struct AttentionArgs {
   const int32_t* order;      ///< [rows]
   const int32_t* positions;  ///< [rows] of the batch, by row
   const int32_t* sequences;
+  int rows;           ///< of all runs
+  int longest_run;    ///< rows
   int stretches;      ///< of 128 positions that any row sees at the most
-  float* parts;       ///< scratch [rows][heads][stretches][padded_dim + 2]
-  uint32_t* arrived;  ///< [runs][kv heads], 0 before and after
+  float* parts;       ///< scratch [rows][heads][stretches][padded_dim + 2]; of `attention`
+  uint32_t* arrived;  ///< [runs][kv heads], 0 before and after; of `attention`
 };
+/// Split over positions: for runs of a few rows.
 void attention(Stream& stream, const AttentionArgs& args);
+/// The same by blocks of queries: for long runs. Heads of at most 128 dimensions.
+constexpr int kFlashDims = 128;
+void flash_attention(Stream& stream, const AttentionArgs& args);
 
 /// x[m] = row tokens[m] of a table, or += with `add`.
 template <class Matrix>
@@ -150,7 +184,7 @@ struct NormRowsArgs {
 };
 void norm_rows(Stream& stream, const NormRowsArgs& args);
 
-/// Chooses `used` experts for each token, as reference::route does. rows [experts][8] get the
+/// Chooses `used` experts for each token, as reference::route does. rows [experts][64] get the
 /// tokens that chose each, count [experts] how many; slot and weight [tokens][experts] say where a
 /// token stands in rows, -1 where it does not, and how much its expert counts.
 struct RouteArgs {

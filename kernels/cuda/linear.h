@@ -33,7 +33,7 @@ constexpr size_t kSlabBytes = 72 << 10;
 template <class Multiplier, class Matrix>
 OQ_DEVICE void run_linears(const LinearsArgs<Matrix>& args) {
   const bool experts = args.experts != nullptr;
-  if (experts && args.in.count[block_y()] == 0) return;
+  if (experts && args.in.count[block_y()] <= args.in.first) return;
   std::byte* shared = shared_memory();
   auto* stats = reinterpret_cast<TokenStats*>(shared);
   auto* scratch = reinterpret_cast<float*>(shared + LinearShared::kStats);
@@ -49,7 +49,8 @@ OQ_DEVICE void run_linears(const LinearsArgs<Matrix>& args) {
     const LinearArgs<Matrix>& linear =
         experts ? args.experts[block_y() * args.count + l] : args.linears[l];
     Multiplier multiplier(linear.matrix, tile);
-    const BlockInput input(args.in, linear.matrix.cols, multiplier.weak_mask(), stats, scratch);
+    const BlockInput input(args.in, linear.matrix.cols, multiplier.weak_mask(), stats, scratch,
+                           args.in.first, args.in.tokens);
     multiplier.run(input, args.in.tokens, slab, parts);
     sync_block();
     for (int i = thread_id(); i < kTileRows * input.tokens(); i += block_threads()) {

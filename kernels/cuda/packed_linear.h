@@ -20,8 +20,8 @@
 ///   the 53 weights that a cycle brings to an SM of an H100 would want all of its 128 lanes);
 ///   f16 numbers 1024 + code (a subtraction more, or sums a thousand times too large).
 
-#include "kernels/cuda/fields.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/tile.h"
 
 namespace oq::cuda {
 
@@ -41,12 +41,7 @@ class PackedMultiplier {
       : w_(w),
         tile_(tile),
         codes_(w.codes + int64_t(tile) * w.units * kUnitWords),
-        groups_per_block_(32.0f / float(w.group)),
-        last_group_(w.groups - 1),
-        zero_mode_(w.zero_mode) {
-    const int64_t first = int64_t(tile) * w.groups * (kTileRows / 2) + lane_id() / 4;
-    scales_ = reinterpret_cast<const uint32_t*>(w.scales) + first;
-    zeros_ = static_cast<const std::byte*>(w.zeros) + first * (zero_mode_ == Zeros::i16 ? 4 : 2);
+        grids_(w, tile) {
     prefetch(warp_id(), w_.units);
   }
 
@@ -73,7 +68,7 @@ class PackedMultiplier {
       sums_ = reinterpret_cast<float*>(slab) + step * kThirds * strip_words(room);
       stage(input, from * kThirds, to * kThirds);
       sync_block();
-      if (group_per_strip()) {
+      if (group_per_strip(w_)) {
         walk<true>(from, first, to);
       } else {
         walk<false>(from, first, to);
@@ -84,7 +79,7 @@ class PackedMultiplier {
   }
 
  private:
-  static constexpr int kThirds = kFive ? 3 : 1;
+  static constexpr int kThirds = kThirdsOf<kFive>;
   static constexpr int kUnitCols = kThirds * kStripCols;
   static constexpr int kUnitWords = 2 * kBits * 32;
   static constexpr int kDepth = kBits <= 2 ? 3 : kBits <= 4 && !kWide ? 2 : 1;
@@ -103,28 +98,10 @@ class PackedMultiplier {
     return units < fit ? units : fit;
   }
 
-  OQ_DEVICE bool group_per_strip() const { return w_.group % kStripCols == 0 || w_.groups == 1; }
-
-  /// Rows g and g + 8 in one word each: two f16 scales, two zero points of 16 bits.
-  OQ_DEVICE void load_group(int column, uint32_t& scales, uint32_t& zeros) const {
-    // column / group: with the half, exact below 2^26 columns, and no integer division.
-    const int of_column = int((float(column / 32) + 0.5f) * groups_per_block_);
-    const int at = (of_column < last_group_ ? of_column : last_group_) * (kTileRows / 2);
-    scales = scales_[at];
-    if (zero_mode_ == Zeros::u8) {
-      const uint32_t both = reinterpret_cast<const uint16_t*>(zeros_)[at];
-      zeros = (both & 0xFFu) | (both >> 8) << 16;
-    } else if (zero_mode_ == Zeros::i16) {
-      zeros = reinterpret_cast<const uint32_t*>(zeros_)[at];
-    } else {
-      zeros = uint32_t(uint16_t(w_.zero)) * 0x10001u;
-    }
-  }
-
   OQ_DEVICE void load(int unit, Slot& slot) const {
     slot.words.load(codes_ + int64_t(unit) * kUnitWords);
     if constexpr (!kFive) {  // w2* has no registers left to fetch these ahead
-      if (group_per_strip()) load_group(unit * kUnitCols, slot.scales, slot.zeros);
+      if (group_per_strip(w_)) grids_.load(unit * kUnitCols, slot.scales, slot.zeros);
     }
   }
 
@@ -201,7 +178,7 @@ class PackedMultiplier {
     OQ_UNROLL
     for (int pair = 0; pair < 4; ++pair) {
       uint32_t a[kThirds][8];
-      fragments_of(slot, pair, a);
+      fragments_of<kBits, kFive>(slot.words, pair, a);
       OQ_UNROLL
       for (int t = 0; t < kThirds; ++t) {
         const int strip = local * kThirds + t;
@@ -211,25 +188,9 @@ class PackedMultiplier {
         if (kPerStrip && pair < 3) continue;
         uint32_t scales = slot.scales, zeros = slot.zeros;
         if (kFive || !kPerStrip) {
-          load_group(unit * kUnitCols + t * kStripCols + 32 * pair, scales, zeros);
+          grids_.load(unit * kUnitCols + t * kStripCols + 32 * pair, scales, zeros);
         }
         close(scales, zeros, c[t], x_sum[t]);
-      }
-    }
-  }
-
-  /// A fragments of the two mma of a pair: a[8] for each third.
-  OQ_DEVICE static void fragments_of(const Slot& slot, int pair, uint32_t a[kThirds][8]) {
-    OQ_UNROLL
-    for (int i = 0; i < 8; ++i) {  // mma i / 4; register i % 4: rows g and g + 8, then columns + 8
-      const uint32_t v = field<kBits>(slot.words.w + i % 2 * kBits, 4 * pair + i / 2);
-      if constexpr (kFive) {
-        uint32_t codes[3];
-        split_levels(v, codes);
-        OQ_UNROLL
-        for (int t = 0; t < 3; ++t) a[t][i] = codes[t];
-      } else {
-        a[0][i] = v;
       }
     }
   }
@@ -256,8 +217,7 @@ class PackedMultiplier {
   OQ_DEVICE void close(uint32_t scales, uint32_t zeros, float c[4], float x_sum[kOwn]) {
     OQ_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const float scale = half_to_float(uint16_t(scales >> (16 * r)));
-      const auto zero = float(int16_t(zeros >> (16 * r)));
+      const float scale = scale_of_row(scales, r), zero = zero_of_row(zeros, r);
       OQ_UNROLL
       for (int o = 0; o < kOwn; ++o) {
         const float sum = kWide ? c[2 * r + o] : c[2 * r] + c[2 * r + 1];
@@ -303,16 +263,10 @@ class PackedMultiplier {
     }
   }
 
-  // The matrix is wherever the arguments are; what every unit needs is copied, or it would be read
-  // again for each.
   const PackedMatrix& w_;
   int tile_, room_ = 0;
-  const uint32_t* codes_;   ///< of the tile
-  const uint32_t* scales_;  ///< of the tile and the lane's rows
-  const std::byte* zeros_;  ///< likewise
-  float groups_per_block_;  ///< of 32 columns
-  int last_group_;
-  Zeros zero_mode_;
+  const uint32_t* codes_;  ///< of the tile
+  RowGrids grids_;
   uint32_t* fragments_ = nullptr;
   float* sums_ = nullptr;  ///< of x: [strip][4][room]
   Slot ring_[kDepth];

@@ -1,8 +1,7 @@
 /// What happens to rows of activations between linears: table look-up, norms that are not fused,
 /// the router's choice, and the sum over experts.
 ///
-/// Regime: everything of at most 8 rows; a few kilobytes, so bound by the launch. Work split: a
-/// block
+/// Regime: any number of rows; a few kilobytes each, so bound by the launch. Work split: a block
 ///   for each row. Measured: not measured.
 
 #include "kernels/cuda/block.h"
@@ -107,11 +106,9 @@ OQ_DEVICE int next_expert(const float* logits, const float* weight, int experts)
   return best;
 }
 
-/// One thread: a router has a handful of experts, and their lists want one order.
-__global__ void route_kernel(RouteArgs a) {
-  if (thread_id() != 0) return;
-  for (int e = 0; e < a.experts; ++e) a.count[e] = 0;
-  for (int m = 0; m < a.tokens; ++m) {
+/// A thread for each token chooses, then one for each expert lists who chose it, in their order.
+__global__ void __launch_bounds__(kExpertRows) route_kernel(RouteArgs a) {
+  for (int m = thread_id(); m < a.tokens; m += kExpertRows) {
     const float* logits = a.logits + int64_t(m) * a.stride;
     float* weight = a.weight + int64_t(m) * a.experts;
     for (int e = 0; e < a.experts; ++e) weight[e] = -1.0f;
@@ -124,12 +121,18 @@ __global__ void route_kernel(RouteArgs a) {
       sum += weight[e];
     }
     for (int e = 0; e < a.experts; ++e) {
-      const bool chosen = !(weight[e] < 0.0f);
-      a.slot[m * a.experts + e] = chosen ? a.count[e] : -1;
-      if (!chosen) continue;
-      weight[e] /= sum;
-      a.rows[e * kMaxTokens + a.count[e]++] = m;
+      if (!(weight[e] < 0.0f)) weight[e] /= sum;
     }
+  }
+  sync_block();
+  for (int e = thread_id(); e < a.experts; e += kExpertRows) {
+    int count = 0;
+    for (int m = 0; m < a.tokens; ++m) {
+      const bool chosen = !(a.weight[m * a.experts + e] < 0.0f);
+      a.slot[m * a.experts + e] = chosen ? count : -1;
+      if (chosen) a.rows[e * kExpertRows + count++] = m;
+    }
+    a.count[e] = count;
   }
 }
 
@@ -160,7 +163,7 @@ void start_norm(Stream& stream, const NormRowsArgs& a) {
   launch(stream, "norm", norm_kernel, {.x = a.tokens, .threads = kThreads, .shared = 64}, a);
 }
 void start_route(Stream& stream, const RouteArgs& a) {
-  launch(stream, "route", route_kernel, {}, a);
+  launch(stream, "route", route_kernel, {.threads = kExpertRows}, a);
 }
 void start_combine(Stream& stream, const CombineArgs& a) {
   launch(stream, "combine", combine_kernel, {.x = a.tokens, .threads = kThreads}, a);

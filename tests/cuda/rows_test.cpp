@@ -94,18 +94,18 @@ TEST_CASE("a router chooses as the reference does, and the chosen are summed") {
   for (int e = 0; e < kExperts; ++e) logits[size_t(kExperts + e)] = 1.0f;
   logits[2 * kExperts + 1] = NAN;  // loses
   const DeviceRows rows(stream, kTokens, kExperts, logits);
-  const cuda::Memory lists(kExperts * cuda::kMaxTokens * 4), count(kExperts * 4);
+  const cuda::Memory lists(kExperts * cuda::kExpertRows * 4), count(kExperts * 4);
   const cuda::Memory slot(kTokens * kExperts * 4), weight(kTokens * kExperts * 4);
   cuda::route(stream, {rows.data(), rows.stride(), kTokens, kExperts, kUsed, lists.as<int32_t>(),
                        count.as<int32_t>(), slot.as<int32_t>(), weight.as<float>()});
-  const auto outs = random_floats(rng, kExperts * cuda::kMaxTokens * kCols);
+  const auto outs = random_floats(rng, kExperts * cuda::kExpertRows * kCols);
   const auto before = random_floats(rng, kTokens * kCols);
-  const DeviceRows out(stream, kExperts * cuda::kMaxTokens, kCols, outs);
+  const DeviceRows out(stream, kExperts * cuda::kExpertRows, kCols, outs);
   const DeviceRows x(stream, kTokens, kCols, before);
   cuda::combine(stream,
-                {out.data(), int64_t(cuda::kMaxTokens) * out.stride(), out.stride(), kTokens,
+                {out.data(), int64_t(cuda::kExpertRows) * out.stride(), out.stride(), kTokens,
                  kExperts, kCols, slot.as<int32_t>(), weight.as<float>(), x.data(), x.stride()});
-  std::vector<int32_t> counts(kExperts), chosen(kExperts * cuda::kMaxTokens);
+  std::vector<int32_t> counts(kExperts), chosen(kExperts * cuda::kExpertRows);
   cuda::download(stream, counts.data(), count.data(), count.bytes());
   cuda::download(stream, chosen.data(), lists.data(), lists.bytes());
   std::vector<int32_t> seen(kExperts, 0);
@@ -114,10 +114,10 @@ TEST_CASE("a router chooses as the reference does, and the chosen are summed") {
     const std::span<const float> own(logits.data() + m * kExperts, kExperts);
     for (const reference::Choice& c : reference::route(own, kUsed)) {
       const int at = seen[size_t(c.expert)]++;
-      CHECK(chosen[size_t(c.expert * cuda::kMaxTokens + at)] == m);
+      CHECK(chosen[size_t(c.expert * cuda::kExpertRows + at)] == m);
       for (int k = 0; k < kCols; ++k) {
         truth[size_t(m * kCols + k)] +=
-            c.weight * outs[size_t((c.expert * cuda::kMaxTokens + at) * kCols + k)];
+            c.weight * outs[size_t((c.expert * cuda::kExpertRows + at) * kCols + k)];
       }
     }
   }

@@ -110,6 +110,26 @@ TEST_CASE("a file gives back what was written, aligned and in order") {
   CHECK_FALSE(std::filesystem::exists(dir / "m.oq.part"));
 }
 
+TEST_CASE("a file copied to huge pages is the same file, under the same checks") {
+  TempDir dir;
+  write_sample(dir / "m.oq");
+  const auto mapped = File::open(dir / "m.oq"), copied = File::open(dir / "m.oq", Pages::huge);
+  copied->verify();
+  REQUIRE(copied->tensors().size() == mapped->tensors().size());
+  for (const TensorInfo& t : mapped->tensors()) {
+    const auto a = mapped->data(t), b = copied->data(copied->tensor(t.name));
+    CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
+  }
+  // It is a copy: what happens to the file does not reach it.
+  std::filesystem::resize_file(dir / "m.oq", 100);
+  CHECK(copied->packed(copied->tensor("packed")).scale(8, 1) == 0.25f);
+  CHECK(message_of([&] { File::open(dir / "m.oq", Pages::huge); }).find("m.oq") !=
+        std::string::npos);
+  std::filesystem::resize_file(dir / "m.oq", uint64_t(1) << 43);  // a hole: more than any memory
+  CHECK(message_of([&] { File::open(dir / "m.oq", Pages::huge); }).find("fit this machine") !=
+        std::string::npos);
+}
+
 TEST_CASE("equal contents are equal bytes, and those of this version are frozen") {
   TempDir dir;
   write_sample(dir / "a.oq");

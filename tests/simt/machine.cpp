@@ -23,6 +23,7 @@ namespace oq::simt {
 namespace {
 
 constexpr int kWarp = 32;
+constexpr int kMostThreads = 1024;  // of a block
 constexpr size_t kRedZone = 4096;
 constexpr size_t kMostShared = 227 << 10;  // of one block of sm_90
 constexpr std::byte kFill{0xFF};           // NaNs in every float type
@@ -107,14 +108,21 @@ class Machine {
   static void thread_main(void* machine);
   void run_block();
   void prepare_block();
+  void deal(int n, std::vector<int>& order);
   bool run_warp(int warp);
   bool release_barrier();
   void check_finished();
   [[noreturn]] void report_deadlock();
-  std::vector<int> permutation(int n);
   std::string describe(int thread) const;
 
+  /// Lanes that wait at a warp instruction, and the first that came there.
+  struct Arrivals {
+    int count = 0, first = 0;
+  };
+
   std::vector<std::unique_ptr<Thread>> threads_;
+  std::array<Arrivals, kMostThreads / kWarp> arrivals_{};
+  std::vector<int> lanes_, warps_, blocks_;  ///< in the order in which they run
   SharedMemory shared_;
   std::mt19937 rng_;
   const char* name_ = "";
@@ -144,12 +152,13 @@ std::string text(Place p) {
   return fmt::format("{}:{}", slash == nullptr ? p.file : slash + 1, p.line);
 }
 
-std::vector<int> Machine::permutation(int n) {
-  std::vector<int> p(static_cast<size_t>(n));
+/// The order in which n of a kind run. Chance deals every time, and all else once.
+void Machine::deal(int n, std::vector<int>& p) {
+  if (order.kind != Order::Kind::random && p.size() == size_t(n)) return;
+  p.resize(size_t(n));
   std::iota(p.begin(), p.end(), 0);
   if (order.kind == Order::Kind::reverse) std::reverse(p.begin(), p.end());
   if (order.kind == Order::Kind::random) std::shuffle(p.begin(), p.end(), rng_);
-  return p;
 }
 
 void Machine::thread_main(void* m) {
@@ -195,28 +204,33 @@ void Machine::wait_for_warp(Combine combine) {
   const int first = current_ / kWarp * kWarp;
   Thread& me = current();
   me.state = Thread::State::at_warp_instruction;
+  Arrivals& arrivals = arrivals_[size_t(current_ / kWarp)];
+  if (arrivals.count++ == 0) arrivals.first = current_;
+  const Thread& other = *threads_[size_t(arrivals.first)];
+  if (other.what != me.what || other.detail != me.detail || other.place.line != me.place.line) {
+    record(
+        fmt::format("a warp has parted: {}, but {}", describe(arrivals.first), describe(current_)),
+        me.place);
+  }
+  if (arrivals.count < kWarp || error_) return me.fiber.suspend();
+  arrivals.count = 0;
   const void* in[kWarp];
   void* out[kWarp];
   for (int i = 0; i < kWarp; ++i) {
-    const Thread& t = *threads_[size_t(first + i)];
-    if (t.state != Thread::State::at_warp_instruction) return me.fiber.suspend();
-    if (t.what != me.what || t.detail != me.detail || t.place.line != me.place.line) {
-      record(fmt::format("a warp has parted: {}, but {}", describe(first + i), describe(current_)),
-             me.place);
-      return me.fiber.suspend();
-    }
+    Thread& t = *threads_[size_t(first + i)];
     in[i] = t.in;
     out[i] = t.out;
+    t.state = Thread::State::ready;
   }
   combine(in, out);
   ++counts[size_t(Count::warp_instructions)];
-  for (int i = 0; i < kWarp; ++i) threads_[size_t(first + i)]->state = Thread::State::ready;
 }
 
 /// True when one of the warp's threads got further.
 bool Machine::run_warp(int warp) {
   bool ran = false;
-  for (int lane : permutation(kWarp)) {
+  deal(kWarp, lanes_);
+  for (int lane : lanes_) {
     const int thread = warp * kWarp + lane;
     Thread& t = *threads_[size_t(thread)];
     if (t.state != Thread::State::ready) continue;
@@ -264,6 +278,7 @@ void Machine::prepare_block() {
     t.groups = 0;
     t.fiber.start(thread_main, this);
   }
+  arrivals_.fill({});
   shared_.open(extent_.shared);
 }
 
@@ -284,7 +299,8 @@ void Machine::run_block() {
   };
   do {
     bool ran = false;
-    for (int warp : permutation(extent_.threads / kWarp)) {
+    deal(extent_.threads / kWarp, warps_);
+    for (int warp : warps_) {
       while (run_warp(warp)) ran = true;
     }
     if (!ran && !release_barrier()) report_deadlock();
@@ -296,7 +312,7 @@ void Machine::run(const char* name, const Extent& extent, void (*kernel)(const v
                   const void* arguments) {
   name_ = name;
   if (extent.x < 1 || extent.y < 1 || extent.y > 65535 || extent.threads < kWarp ||
-      extent.threads > 1024 || extent.threads % kWarp != 0 || extent.shared > kMostShared) {
+      extent.threads > kMostThreads || extent.threads % kWarp != 0 || extent.shared > kMostShared) {
     throw Error({.what = "a launch that no GPU takes",
                  .where = fmt::format("emulated kernel {}", name),
                  .found = fmt::format("{} x {} blocks of {} threads, {} bytes of shared memory",
@@ -307,7 +323,9 @@ void Machine::run(const char* name, const Extent& extent, void (*kernel)(const v
   arguments_ = arguments;
   error_.reset();
   rng_.seed(order.seed);
-  for (int block : permutation(extent.x * extent.y)) {
+  lanes_.clear(), warps_.clear(), blocks_.clear();  // the order may be another one now
+  deal(extent.x * extent.y, blocks_);
+  for (int block : blocks_) {
     block_ = block;
     bool intact = false;
     try {

@@ -2,28 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 
 #include <fmt/format.h>
 
+#include "format/memory.h"
 #include "tools/calibrate/block.h"
 #include "tools/calibrate/hidden_states.h"
 #include "tools/calibrate/solver/linalg.h"
 
 namespace oq::calibrate {
 namespace {
-
-/// Of memory that can be had without swapping; 0 where the system does not say.
-uint64_t available_memory() {
-  std::ifstream in("/proc/meminfo");
-  std::string key;
-  uint64_t kib = 0;
-  while (in >> key >> kib) {
-    if (key == "MemAvailable:") return kib << 10;
-    in.ignore(64, '\n');
-  }
-  return 0;
-}
 
 /// Floating-point operations per second of a product like a block's.
 double blas_speed(int threads) {

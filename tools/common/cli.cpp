@@ -120,6 +120,12 @@ void add_weak_flag(CLI::App& app, std::string& weak) {
                  "weak columns to run with instead of the model's own (oq-calibrate --tune-weak)");
 }
 
+void add_pages_flag(CLI::App& app, Pages& pages) {
+  app.add_flag_callback(
+      "--huge-pages", [&pages] { pages = Pages::huge; },
+      "copy the weights to huge pages: starts later, decodes faster on a CPU");
+}
+
 std::string_view version() { return OQ_VERSION; }
 
 void print(std::string_view text) {

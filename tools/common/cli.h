@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "format/error.h"
+#include "format/memory.h"
 
 /// What the `main` of every tool shares: flags, exit codes, one line per error, progress.
 namespace oq::tool {
@@ -36,6 +37,8 @@ void add_quiet_flag(CLI::App& app, bool& quiet);
 void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits);
 /// --weak: a file that open_with_weak takes.
 void add_weak_flag(CLI::App& app, std::string& weak);
+/// --huge-pages: what File::open and open_with_weak take.
+void add_pages_flag(CLI::App& app, Pages& pages);
 /// --backend auto|cpu|cuda
 void add_backend_flag(CLI::App& app, std::string& backend);
 

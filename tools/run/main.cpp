@@ -28,6 +28,7 @@ struct Options {
   int64_t max_tokens = -2, context = 0;
   SamplerParams sampling{.temperature = -1, .top_p = -1};  ///< -1: not given
   int threads = 0;
+  Pages pages = Pages::ordinary;
   int kv_bits = 0;
   bool chat = false, exact = false, json = false, quiet = false;
 };
@@ -68,6 +69,7 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--stop", o.stops, "text that ends an answer; may be given again");
   tool::add_weak_flag(app, o.weak);
   tool::add_exact_flags(app, o.exact, o.kv_bits);
+  tool::add_pages_flag(app, o.pages);
   tool::add_backend_flag(app, o.backend);
   tool::add_threads_flag(app, o.threads);
   tool::add_json_flag(app, o.json);
@@ -129,7 +131,7 @@ void run(Options o, bool one_shot) {
   if (o.max_tokens == -2) o.max_tokens = o.chat ? 1024 : 256;
   if (o.sampling.temperature < 0) o.sampling.temperature = o.chat ? 0.6 : 0.0;
   if (o.sampling.top_p < 0) o.sampling.top_p = o.chat ? 0.9 : 1.0;
-  const auto file = open_with_weak(o.model, o.weak);
+  const auto file = open_with_weak(o.model, o.weak, o.pages);
   const auto tokenizer = Tokenizer::load(*file);
   const std::string text = o.file.empty() ? o.prompt : tool::read_text(o.file);
   if (one_shot && text.empty()) {

@@ -12,6 +12,9 @@ namespace oq {
 namespace {
 
 constexpr int64_t kMostDim = 256;  ///< of a head: a lane has 8 of them
+/// Rows of one sequence from which blocks of queries pay: below, the split over positions keeps
+/// more of a device at work. Not measured.
+constexpr int kFlashRows = 9;
 
 }  // namespace
 
@@ -30,13 +33,13 @@ CudaAttention::CudaAttention(cuda::Stream& stream, const Plan& plan)
   stretches_ = positions_ / cuda::kKvStretch;
   const uint64_t heads = uint64_t(plan.sequences) * uint64_t(c.kv_heads);
   const uint64_t cells = heads * uint64_t(positions_) * uint64_t(padded_dim_);
-  const uint64_t bytes = cells * (plan.kv_bits > 8 ? uint64_t(plan.kv_bits) / 8 : 1);
+  const uint64_t bytes = cells / 8 * uint64_t(cuda::kv_chunk_bytes(kv_type()));
   for (int64_t l = 0; l < c.blocks; ++l) {
     Layer layer{cuda::Memory(bytes), cuda::Memory(bytes), {}};
     if (plan.kv_bits <= 8) layer.grids = cuda::Memory(heads * uint64_t(positions_) * 8);
     layers_.push_back(std::move(layer));
   }
-  const auto rows = uint64_t(std::min<int64_t>(plan.max_rows, cuda::kMaxTokens));
+  const auto rows = uint64_t(std::min<int64_t>(plan.max_rows, CudaBatch::kSliceRows));
   parts_ = cuda::Memory(rows * uint64_t(c.heads) * uint64_t(stretches_) *
                         uint64_t(padded_dim_ + 2) * sizeof(float));
   arrived_ = cuda::Memory(rows * uint64_t(c.kv_heads) * sizeof(uint32_t));
@@ -58,11 +61,17 @@ void CudaAttention::make_rotations(const CudaWeight& inv_freq) {
   rotations_ = cuda::uploaded(stream_, std::span<const float>(turns));
 }
 
+cuda::KvType CudaAttention::kv_type() const {
+  const int bits = plan_.kv_bits;
+  return bits == 32   ? cuda::KvType::f32
+         : bits == 16 ? cuda::KvType::f16
+         : bits > 4   ? cuda::KvType::codes8
+                      : cuda::KvType::codes4;
+}
+
 cuda::KvArgs CudaAttention::cache(int64_t layer) const {
   const Layer& l = layers_[size_t(layer)];
-  return {.type = plan_.kv_bits == 32   ? cuda::KvType::f32
-                  : plan_.kv_bits == 16 ? cuda::KvType::f16
-                                        : cuda::KvType::codes,
+  return {.type = kv_type(),
           .bits = plan_.kv_bits,
           .positions = positions_,
           .kv_heads = int(plan_.config.kv_heads),
@@ -78,30 +87,35 @@ void CudaAttention::run(int64_t layer, const CudaBatch& batch, const CudaWeight*
                         int out_stride) {
   const ModelConfig& c = plan_.config;
   if (inv_freq != nullptr && rotations_.bytes() == 0) make_rotations(*inv_freq);
-  for (const CudaBatch::Slice& s : batch.slices()) {
-    cuda::attention(
-        stream_,
-        {.kv = cache(layer),
-         .qkv = qkv + int64_t(s.first) * qkv_stride,
-         .qkv_stride = qkv_stride,
-         .out = out + int64_t(s.first) * out_stride,
-         .out_stride = out_stride,
-         .heads = int(c.heads),
-         .window = int(c.window),
-         .rotations = inv_freq == nullptr ? nullptr : rotations_.as<float>(),
-         .rope_dim = int(c.rope_dim),
-         .alibi = alibi == nullptr ? nullptr : alibi->floats(),
-         .alibi_stride = alibi == nullptr ? 0 : std::get<cuda::DenseMatrix>(alibi->matrix).stride,
-         .query_bits = plan_.scheme.query_bits,
-         .runs = s.runs,
-         .run_first = s.run_first,
-         .order = s.order,
-         .positions = batch.positions() + s.first,
-         .sequences = batch.sequences() + s.first,
-         .stretches = s.last_position / cuda::kKvStretch + 1,
-         .parts = parts_.as<float>(),
-         .arrived = arrived_.as<uint32_t>()});
+  const auto args = [&](const CudaBatch::Slice& s) -> cuda::AttentionArgs {
+    return {
+        .kv = cache(layer),
+        .qkv = qkv + int64_t(s.first) * qkv_stride,
+        .qkv_stride = qkv_stride,
+        .out = out + int64_t(s.first) * out_stride,
+        .out_stride = out_stride,
+        .heads = int(c.heads),
+        .window = int(c.window),
+        .rotations = inv_freq == nullptr ? nullptr : rotations_.as<float>(),
+        .rope_dim = int(c.rope_dim),
+        .alibi = alibi == nullptr ? nullptr : alibi->floats(),
+        .alibi_stride = alibi == nullptr ? 0 : std::get<cuda::DenseMatrix>(alibi->matrix).stride,
+        .query_bits = plan_.scheme.query_bits,
+        .runs = s.runs,
+        .run_first = s.run_first,
+        .order = s.order,
+        .positions = batch.positions() + s.first,
+        .sequences = batch.sequences() + s.first,
+        .rows = s.rows,
+        .longest_run = s.longest_run,
+        .stretches = s.last_position / cuda::kKvStretch + 1,
+        .parts = parts_.as<float>(),
+        .arrived = arrived_.as<uint32_t>()};
+  };
+  if (batch.whole().longest_run >= kFlashRows && c.head_dim <= cuda::kFlashDims) {
+    return cuda::flash_attention(stream_, args(batch.whole()));
   }
+  for (const CudaBatch::Slice& s : batch.slices()) cuda::attention(stream_, args(s));
 }
 
 }  // namespace oq

@@ -25,6 +25,7 @@ class CudaAttention {
   };
   void make_rotations(const CudaWeight& inv_freq);
   cuda::KvArgs cache(int64_t layer) const;
+  cuda::KvType kv_type() const;
 
   cuda::Stream& stream_;
   Plan plan_;

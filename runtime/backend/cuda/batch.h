@@ -8,13 +8,16 @@
 
 namespace oq {
 
-/// A batch on the device, cut into slices of the 8 rows that a linear takes. Rows of one sequence
-/// are brought together for attention: within a slice they are one run, wherever they stand.
+/// A batch on the device, as a whole and cut into slices of 64 rows, for ops whose scratch memory
+/// grows with their rows. Rows of one sequence are brought together for attention: within a slice
+/// they are one run, wherever they stand.
 class CudaBatch {
  public:
+  static constexpr int kSliceRows = cuda::kExpertRows;
   struct Slice {
     int first = 0, rows = 0;  ///< of the batch
     int runs = 0;
+    int longest_run = 0;
     int last_position = 0;     ///< the largest of its rows
     const int32_t* run_first;  ///< [runs + 1], device
     const int32_t* order;      ///< [rows], counted from `first`, device
@@ -25,6 +28,8 @@ class CudaBatch {
 
   void load(const Batch& batch);
 
+  /// Of any number of rows, ever one.
+  const Slice& whole() const { return whole_; }
   std::span<const Slice> slices() const { return slices_; }
   int rows() const { return rows_; }
   int logit_rows() const { return logit_rows_; }
@@ -36,12 +41,14 @@ class CudaBatch {
   const int32_t* logit_list() const { return tokens() + 3 * max_rows_; }
 
  private:
-  void add_slice(const Batch& batch, int first);
+  Slice slice(const Batch& batch, int first, int rows);
 
   cuda::Stream& stream_;
   int64_t max_rows_;
   cuda::Memory memory_;
-  std::vector<int32_t> host_;  ///< what memory_ gets: 5 lists of max_rows, then run_first
+  std::vector<int32_t> host_;  ///< what memory_ gets: 4 lists of max_rows, then slices' lists
+  size_t used_ = 0;            ///< of host_
+  Slice whole_;
   std::vector<Slice> slices_;
   int rows_ = 0, logit_rows_ = 0;
 };

@@ -126,9 +126,7 @@ class CudaBackend final : public Backend {
 
   void run(std::span<const Linear> linears, const Norm& norm, int bits, const CudaBuffer& in,
            Finish finish, const CudaBuffer& out) {
-    for (const CudaBatch::Slice& s : batch_->slices()) {
-      linears_.run(linears, input(in, s.first, s.rows, norm, bits), output(out, s.first, finish));
-    }
+    linears_.run(linears, input(in, 0, batch_->rows(), norm, bits), output(out, 0, finish));
   }
 
   void look_up(const CudaWeight& table, const int32_t* index, bool add, const CudaBuffer& x) {
@@ -155,7 +153,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<CudaAttention> attention_;
   const CudaWeight* inv_freq_ = nullptr;
   Activation activation_ = Activation::silu;
-  // Experts: of one slice, [experts][8 rows].
+  // Experts: of one slice, [experts][64 rows].
   std::map<const Weight*, ExpertTables> experts_;  ///< by router
   std::unique_ptr<CudaBuffer> router_, hidden_, expert_out_;
   cuda::Memory rows_, count_, slot_, weight_;
@@ -174,6 +172,7 @@ void CudaBackend::configure(const Plan& plan) {
   }
   batch_ = std::make_unique<CudaBatch>(stream_, plan.max_rows);
   attention_ = std::make_unique<CudaAttention>(stream_, plan);
+  linears_.set_precise(plan.exact);
 }
 
 ExpertTables& CudaBackend::tables_of(const Experts& experts) {
@@ -191,7 +190,7 @@ ExpertTables& CudaBackend::tables_of(const Experts& experts) {
 void CudaBackend::make_expert_room(const Experts& experts) {
   if (router_ != nullptr) return;
   const auto n = int64_t(experts.mlps.size());
-  constexpr int64_t kRows = cuda::kMaxTokens;
+  constexpr int64_t kRows = cuda::kExpertRows;
   router_ = std::make_unique<CudaBuffer>(kRows, n);
   hidden_ = std::make_unique<CudaBuffer>(n * kRows, plan_.config.mlp);
   expert_out_ = std::make_unique<CudaBuffer>(n * kRows, plan_.config.hidden);
@@ -222,13 +221,13 @@ void CudaBackend::run_experts(const Norm& norm, const Experts& experts, const Cu
   in.rows = rows_.as<int32_t>();
   in.count = count_.as<int32_t>();
   cuda::OutputArgs hidden = output(*hidden_, 0, Finish::activate);
-  hidden.expert_stride = int64_t(cuda::kMaxTokens) * hidden_->stride;
+  hidden.expert_stride = int64_t(cuda::kExpertRows) * hidden_->stride;
   linears_.run_experts(tables.into, tables.into_table, in, hidden);
   in = input(*hidden_, 0, s.rows, {}, block_bits());
   in.count = count_.as<int32_t>();
   in.expert_stride = hidden.expert_stride;
   cuda::OutputArgs out = output(*expert_out_, 0, Finish::store);
-  out.expert_stride = int64_t(cuda::kMaxTokens) * expert_out_->stride;
+  out.expert_stride = int64_t(cuda::kExpertRows) * expert_out_->stride;
   linears_.run_experts(tables.down, tables.down_table, in, out);
   cuda::combine(stream_, {.out = expert_out_->row(0),
                           .expert_stride = out.expert_stride,
@@ -255,12 +254,10 @@ void CudaBackend::head(const Norm& norm, const Linear& head, const Buffer& x) {
     logits_ = std::make_unique<CudaBuffer>(logits_rows_, plan_.config.vocab);
     logits_room_ = logits_rows_;
   }
-  for (int first = 0; first < logits_rows_; first += cuda::kMaxTokens) {
-    const int tokens = std::min(cuda::kMaxTokens, logits_rows_ - first);
-    cuda::InputArgs in = input(buffer_of(x), 0, tokens, norm, 16);
-    in.rows = batch_->logit_list() + first;
-    linears_.run({&head, 1}, in, output(*logits_, first, Finish::store));
-  }
+  if (logits_rows_ == 0) return;
+  cuda::InputArgs in = input(buffer_of(x), 0, logits_rows_, norm, 16);
+  in.rows = batch_->logit_list();
+  linears_.run({&head, 1}, in, output(*logits_, 0, Finish::store));
 }
 
 std::span<const float> CudaBackend::read_logits(int64_t i) {

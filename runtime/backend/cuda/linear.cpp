@@ -7,6 +7,10 @@
 namespace oq {
 namespace {
 
+/// Rows beyond which weights become f16 and cuBLAS multiplies. Not measured: 64 rows are one block
+/// of the other engine, which reads all weights again for every further 64.
+constexpr int kTilesAtMost = 64;
+
 const CudaWeight& weight_of(const Linear& l) { return static_cast<const CudaWeight&>(*l.weight); }
 const CudaWeight* cuda_weight(const Weight* w) { return static_cast<const CudaWeight*>(w); }
 
@@ -46,13 +50,24 @@ cuda::NormArgs norm_args(const Norm& norm) {
           .bias_peak = bias == nullptr ? 0.0f : bias->peak};
 }
 
+/// Decode's kernels for up to 8 rows, then tensor cores on packed weights, then cuBLAS.
 template <>
 void CudaLinears::start(const cuda::PackedArgs& args) {
-  cuda::packed_linears(stream_, args);
+  if (args.in.tokens <= cuda::kMaxTokens) return cuda::packed_linears(stream_, args);
+  const bool gemm = !precise_ && args.experts == nullptr && args.in.tokens > kTilesAtMost;
+  const auto engine = gemm ? cuda::BatchEngine::gemm : cuda::BatchEngine::tiles;
+  cuda::batch_linears(stream_, args, {engine, precise_}, space_);
 }
+/// Eight rows at a time.
 template <>
 void CudaLinears::start(const cuda::DenseArgs& args) {
-  cuda::dense_linears(stream_, args);
+  cuda::DenseArgs part = args;
+  for (int first = 0; first < args.in.tokens; first += cuda::kMaxTokens) {
+    part.in.tokens = std::min(cuda::kMaxTokens, args.in.tokens - first);
+    part.in.first = first;
+    part.out.y = args.out.y + int64_t(first) * args.out.stride;
+    cuda::dense_linears(stream_, part);
+  }
 }
 
 template <class Matrix>
@@ -114,6 +129,14 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
                                  .experts = table.memory.as<cuda::LinearArgs<Matrix>>(),
                                  .expert_count = int(experts.size())};
   for (size_t i = 0; i < first.size(); ++i) args.linears[i] = args_of<Matrix>(first[i], 0);
+  if constexpr (std::is_same_v<Matrix, cuda::PackedMatrix>) {
+    for (const auto& expert : experts) {
+      for (size_t i = 0; i < first.size(); ++i) {
+        int& most = args.linears[i].matrix.weak_columns;
+        most = std::max(most, std::get<Matrix>(weight_of(expert[i]).matrix).weak_columns);
+      }
+    }
+  }
   start(args);
 }
 

@@ -23,10 +23,13 @@ struct CudaBuffer final : Buffer {
 
 cuda::NormArgs norm_args(const Norm& norm);
 
-/// Runs linears of up to 8 rows.
+/// Runs linears of any number of rows.
 class CudaLinears {
  public:
   explicit CudaLinears(cuda::Stream& stream) : stream_(stream) {}
+
+  /// Batches keep 22 bits of their activations, not 11.
+  void set_precise(bool precise) { precise_ = precise; }
 
   /// Linears that share `in` side by side in `out.y`, in as few launches as their kinds allow; with
   /// Finish::activate the two become one. Throws where two that must go together are of two kinds.
@@ -52,6 +55,8 @@ class CudaLinears {
                        const cuda::InputArgs& in, const cuda::OutputArgs& out);
 
   cuda::Stream& stream_;
+  bool precise_ = true;
+  cuda::BatchSpace space_;
 };
 
 }  // namespace oq
