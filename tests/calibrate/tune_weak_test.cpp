@@ -139,6 +139,14 @@ TEST_CASE("tuning lowers the loss, and the small file swaps it in at run time") 
     CHECK(b.loss(tokens) == doctest::Approx(decoded_loss(tuned, tokens)).epsilon(5e-3));
     CHECK(open_with_weak(dir / "m.oq", "")->tensor("blocks.0.q").crc ==
           plain->tensor("blocks.0.q").crc);
+    const auto copied = open_with_weak(dir / "m.oq", dir / "weak.oq", Pages::huge);
+    copied->verify();
+    for (const TensorInfo& t : tuned->tensors()) {
+      CAPTURE(t.name);
+      const auto mine = tuned->data(t), other = copied->data(copied->tensor(t.name));
+      CHECK(std::equal(mine.begin(), mine.end(), other.begin(), other.end()));
+    }
+    CHECK(test::read_file(dir / "m.oq") == before);
 
     calibrate::tune_weak(o, {.steps = 60, .rate = 5e-3});  // the same once more
     CHECK(open_with_weak(dir / "m.oq", dir / "weak.oq")->tensor("blocks.1.down").crc ==

@@ -230,6 +230,20 @@ TEST_CASE("oq-calibrate refuses what it could not measure or report before it ca
   }
 }
 
+TEST_CASE("oq-calibrate --method auto refuses the flags that it does not read") {
+  const Models& m = models();
+  const TempDir dir;
+  const std::string made = dir / "auto.oq";
+  for (const std::string flag : {"--true-sequential", "--layers=q,down", "--paper-counts"}) {
+    CAPTURE(flag);
+    const ProcessResult r = run({tool("oq-calibrate"), m.f16, "-o", made, "--method", "auto",
+                                 "--scheme", "w3a16", "--text", m.text, "--window", "32", flag});
+    CHECK(r.code == 2);
+    CHECK_MESSAGE(r.err.find("not for auto") != std::string::npos, r.err);
+    CHECK_FALSE(std::filesystem::exists(made));
+  }
+}
+
 TEST_CASE("tuned weak columns are run in place of the model's own") {
   const Models& m = models();
   const TempDir dir;
@@ -257,6 +271,7 @@ TEST_CASE("tuned weak columns are run in place of the model's own") {
     return nlohmann::json::parse(r.out)["logits_hash"].get<std::string>();
   };
   CHECK(said({}) != said({"--weak", weak}));
+  CHECK(said({"--weak", weak, "--huge-pages"}) == said({"--weak", weak}));
   CHECK(run({tool("oq-calibrate"), owq, "-o", weak, "--tune-weak", "4", "--method", "owq"}).code ==
         2);
   CHECK(run({tool("oq-calibrate"), owq, "-o", weak}).code == 2);

@@ -248,6 +248,20 @@ void tune(Arguments& a) {
                            o.output.string(), r.weights, double(r.bytes) / 1e6, r.after, r.before));
 }
 
+/// Refuses flags that the method would not read.
+void check_method(const calibrate::Options& o) {
+  const bool owq = o.method == "owq", automatic = o.method == "auto";
+  if (owq && o.target_bits == 0 && o.weak_columns == 0) {
+    throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
+  }
+  if (!owq && !automatic && (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
+    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for owq and auto");
+  }
+  if (automatic && (o.true_sequential || !o.layers.empty() || o.paper_counts)) {
+    throw tool::usage_error("--true-sequential, --layers and --paper-counts are not for auto");
+  }
+}
+
 void run(Arguments& a) {
   if (a.weak_tuning.steps > 0) return tune(a);
   if (a.method->count() == 0 || a.scheme.empty()) {
@@ -262,13 +276,7 @@ void run(Arguments& a) {
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
   settle_learning(a);
-  if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
-    throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
-  }
-  if (o.method != "owq" && o.method != "auto" &&
-      (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
-    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for owq and auto");
-  }
+  check_method(o);
   // What cannot be read or written must not come to light after the calibration.
   const std::string text = a.perplexity.empty() ? "" : tool::read_text(a.perplexity);
   if (!a.perplexity.empty()) {

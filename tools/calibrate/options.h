@@ -39,8 +39,8 @@ struct Options {
   int64_t windows = 128, window = 2048;
   uint64_t seed = 0;
 
-  double target_bits = 0;           ///< OWQ's count of bits per weight, or auto's, all as stored; 0: none
-  int64_t weak_columns = 0;         ///< per linear, instead
+  double target_bits = 0;    ///< OWQ's count of bits per weight, or auto's, all as stored; 0: none
+  int64_t weak_columns = 0;  ///< per linear, instead
   std::vector<std::string> layers;  ///< types that may have weak columns ("q", "down"); empty: all
   bool paper_counts = false;        ///< columns by the paper's formula instead of by storage
   bool weak_bf16 = false;           ///< weak columns as bf16 instead of f16

@@ -276,8 +276,9 @@ class Auto final : public Method {
     for (const int64_t count : weak_counts(o, w.cols())) {
       const std::vector<float> diag = diagonal(moments.hessian);
       std::vector<uint32_t> weak;
-      if (count > 0)
+      if (count > 0) {
         weak = largest(sensitivity(job.pool(), w, diag, options.grid), uint32_t(count));
+      }
       const InverseFactor factor =
           invert(job.pool(), moments.hessian,
                  column_order(w.cols(), weak, o.act_order ? diag : std::vector<float>()),
