@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -76,6 +77,9 @@ class File {
   /// PRECOND: info is of Kind::packed.
   PackedView packed(const TensorInfo& info) const;
 
+  /// CRC-32C of the CRCs of all tensors, in their order: which file this is, without reading it.
+  uint32_t checksum() const;
+
   /// Reads every byte: tensor CRCs, finite scales, and zeros wherever nothing is stored.
   void verify() const;
   /// The same for one tensor.
@@ -83,9 +87,15 @@ class File {
 
  private:
   friend class MemoryFile;  // makes one in anonymous memory (format/memory_file.h)
+  friend std::shared_ptr<const File> open_with_weak(const std::filesystem::path& path,
+                                                    const std::filesystem::path& weak, Pages pages);
   File() = default;
-  void map(Pages pages);
+  /// `change`, if any, sees the opened file while its bytes are private and writable.
+  static std::shared_ptr<const File> open(const std::filesystem::path& path, Pages pages,
+                                          const std::function<void(File&)>& change);
+  void map(Pages pages, bool writable);
   void copy(int fd, size_t size);
+  void replace_weak(const File& weak);
   void read_header();
   void read_directory(std::span<const std::byte> directory, uint64_t data_offset);
   void verify_gaps() const;

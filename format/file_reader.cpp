@@ -78,12 +78,20 @@ uint64_t TensorInfo::expected_bytes() const {
 }
 
 std::shared_ptr<const File> File::open(const std::filesystem::path& path, Pages pages) {
+  return open(path, pages, {});
+}
+
+std::shared_ptr<const File> File::open(const std::filesystem::path& path, Pages pages,
+                                       const std::function<void(File&)>& change) {
   std::shared_ptr<File> file(new File);
   file->path_ = path;
   with_place(path.string(), [&] {
-    file->map(pages);
+    file->map(pages, bool(change));
     file->read_header();
   });
+  if (change) change(*file);
+  // A stray write crashes from now on, whether the bytes are mapped or copied.
+  mprotect(const_cast<std::byte*>(file->map_.data()), file->map_.size(), PROT_READ);
   return file;
 }
 
@@ -109,10 +117,9 @@ void File::copy(int fd, size_t size) {
     }
     done += size_t(n);
   }
-  mprotect(memory.data(), size, PROT_READ);
 }
 
-void File::map(Pages pages) {
+void File::map(Pages pages, bool writable) {
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe: no wait
   if (fd < 0) {
     throw error({.what = std::string("cannot be opened: ") + std::strerror(errno),
@@ -126,7 +133,8 @@ void File::map(Pages pages) {
   }
   const auto size = size_t(st.st_size);
   if (pages == Pages::huge) return copy(fd, size);
-  void* p = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  void* p = mmap(nullptr, size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                 writable ? MAP_PRIVATE : MAP_SHARED, fd, 0);
   if (p == MAP_FAILED) {
     throw error({.what = std::string("cannot be mapped: ") + std::strerror(errno)});
   }
@@ -239,6 +247,12 @@ const TensorInfo& File::tensor(std::string_view name) const {
 
 PackedView File::packed(const TensorInfo& info) const {
   return {PackedLayout::of(info.rows, info.cols, info.packing), data(info).data()};
+}
+
+uint32_t File::checksum() const {
+  uint32_t crc = 0;
+  for (const TensorInfo& t : tensors_) crc = crc32c(std::as_bytes(std::span(&t.crc, 1)), crc);
+  return crc;
 }
 
 void File::verify() const {

@@ -71,7 +71,7 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
           std::pair("gptq", "w3a16g64"), std::pair("owq", "w3a16"), std::pair("awrq", "w4a8t"),
           std::pair("act-only", "w16a8"), std::pair("omniquant", "w3a16g64"),
           std::pair("omniquant", "w4a4q4kv4"), std::pair("omniquant", "w3sa8t"),
-          std::pair("abq", "w2*a8")}) {
+          std::pair("abq", "w2*a8"), std::pair("auto", "w3a16g64")}) {
       const auto o = options_of(dir / "in.oq", dir / "out.oq", method, scheme);
       CAPTURE(o.method);
       const auto result = calibrate::calibrate(o);
@@ -98,8 +98,8 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
   test::TinyOq tiny;
   tiny.config.blocks = 4;
   test::make_tiny_oq(dir / "in.oq", tiny);
-  for (const auto& [method, scheme] :
-       {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8"), std::pair("omniquant", "w3a8")}) {
+  for (const auto& [method, scheme] : {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8"),
+                                       std::pair("omniquant", "w3a8"), std::pair("auto", "w3a8")}) {
     auto o = options_of(dir / "in.oq", dir / "whole.oq", method, scheme);
     calibrate::calibrate(o);
     fs::remove(dir / "resumed.oq");

@@ -11,7 +11,7 @@
 #include "tests/support.h"
 #include "tools/calibrate/learn/activation_quantizer.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
-#include "tools/convert/safetensors.h"
+#include "tools/tensor_files/safetensors.h"
 
 // What the references' own quantizers made of weights and activations, in fp32: outputs, scales,
 // zero points, and the gradients of everything.
@@ -28,7 +28,7 @@ struct Case {
     uint64_t header = 0;
     std::memcpy(&header, bytes.data(), sizeof header);
     options = nlohmann::json::parse(bytes.substr(8, header))["__metadata__"];
-    for (const auto& t : convert::read_safetensors(std::as_bytes(std::span(bytes)), path)) {
+    for (const auto& t : read_safetensors(std::as_bytes(std::span(bytes)), path)) {
       const int64_t rows = int64_t(t.shape.at(0));
       std::vector<float> values(t.data.size() / sizeof(float));
       std::memcpy(values.data(), t.data.data(), t.data.size());

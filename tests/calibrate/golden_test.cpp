@@ -12,7 +12,7 @@
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/gptq.h"
 #include "tools/calibrate/solver/owq.h"
-#include "tools/convert/safetensors.h"
+#include "tools/tensor_files/safetensors.h"
 
 // Single layers that the reference implementations of OWQ and AWRQ solved in fp32. Everything is
 // computed again here, from weights and inputs alone, and held to what they got.
@@ -23,11 +23,11 @@ namespace {
 struct Case {
   std::string bytes;
   std::map<std::string, std::string> options;
-  std::map<std::string, convert::SafeTensor> tensors;
+  std::map<std::string, SafeTensor> tensors;
 
   explicit Case(const std::filesystem::path& path) : bytes(test::read_file(path)) {
     const auto data = std::as_bytes(std::span(bytes));
-    for (auto& t : convert::read_safetensors(data, path.string())) tensors[t.name] = t;
+    for (auto& t : read_safetensors(data, path.string())) tensors[t.name] = t;
     uint64_t header = 0;
     std::memcpy(&header, bytes.data(), sizeof header);
     options = nlohmann::json::parse(bytes.substr(8, header))["__metadata__"];

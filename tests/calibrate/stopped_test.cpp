@@ -88,6 +88,38 @@ TEST_CASE("a killed run that is resumed comes to the bytes of one that was not")
   CHECK_FALSE(fs::exists(dir / "killed.oq.work"));
 }
 
+TEST_CASE("learning that is killed in the middle of a block is resumed to the same bytes") {
+  const TempDir dir;
+  TinyOq tiny;
+  tiny.config.blocks = 3;
+  make_tiny_oq(dir / "in.oq", tiny);
+  const auto learn = [&](const fs::path& out) {
+    auto args = arguments(dir / "in.oq", out);
+    args[5] = "omniquant";
+    for (const char* more : {"--epochs", "120", "--save-params"}) args.emplace_back(more);
+    args.push_back(out.string() + ".safetensors");
+    return args;
+  };
+  const ProcessResult whole = run(learn(dir / "whole.oq"));
+  REQUIRE_MESSAGE(whole.code == 0, whole.err);
+
+  auto args = learn(dir / "killed.oq");
+  for (const char* block : {"block-0000.oq", "block-0001.oq"}) {
+    const pid_t child = start(args, dir.path());
+    REQUIRE(wait_for_file(dir / "killed.oq.work" / block, child));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // of the next block's epochs
+    kill(child, SIGKILL);
+    REQUIRE(wait_for(child) == -SIGKILL);
+    CHECK_FALSE(fs::exists(dir / "killed.oq"));
+    CHECK_FALSE(fs::exists(dir / "killed.oq.work/block-0002.oq"));
+    if (args.back() != "--resume") args.emplace_back("--resume");
+  }
+  const ProcessResult resumed = run(args);
+  REQUIRE_MESSAGE(resumed.code == 0, resumed.err);
+  CHECK(read_file(dir / "killed.oq") == read_file(dir / "whole.oq"));
+  CHECK(read_file(dir / "killed.oq.safetensors") == read_file(dir / "whole.oq.safetensors"));
+}
+
 TEST_CASE("a weight or an input that is not finite is named") {
   const TempDir dir;
   for (const char* method : {"rtn", "gptq", "owq", "awrq", "omniquant"}) {

@@ -7,8 +7,8 @@
 
 #include "tests/support.h"
 #include "tools/convert/gguf.h"
-#include "tools/convert/mapped_file.h"
-#include "tools/convert/safetensors.h"
+#include "tools/tensor_files/mapped_file.h"
+#include "tools/tensor_files/safetensors.h"
 
 using namespace oq;
 using namespace oq::convert;

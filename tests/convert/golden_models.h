@@ -17,7 +17,7 @@
 #include "tools/convert/convert.h"
 #include "tools/convert/ggml_types.h"
 #include "tools/convert/json.h"
-#include "tools/convert/safetensors.h"
+#include "tools/tensor_files/safetensors.h"
 
 namespace oq::test {
 
@@ -41,8 +41,7 @@ struct HfModel {
     const auto folder = golden("families") / name;
     config = convert::read_json(folder / "config.json");
     const std::string file = read_file(folder / "model.safetensors");
-    for (const convert::SafeTensor& t :
-         convert::read_safetensors(std::as_bytes(std::span(file)), name)) {
+    for (const SafeTensor& t : read_safetensors(std::as_bytes(std::span(file)), name)) {
       TinyTensor tensor;
       tensor.hf_name = t.name;
       tensor.cols = t.shape.back();

@@ -11,8 +11,8 @@
 
 #include "tests/support.h"
 #include "tools/convert/json.h"
-#include "tools/convert/mapped_file.h"
-#include "tools/convert/safetensors.h"
+#include "tools/tensor_files/mapped_file.h"
+#include "tools/tensor_files/safetensors.h"
 
 namespace oq::test {
 
@@ -36,9 +36,9 @@ struct RawTensor {
 using RawTensors = std::map<std::string, RawTensor>;
 
 inline RawTensors read_raw(const std::filesystem::path& path) {
-  const convert::MappedFile file(path);
+  const MappedFile file(path);
   RawTensors tensors;
-  for (const auto& t : convert::read_safetensors(file.bytes(), path.string())) {
+  for (const auto& t : read_safetensors(file.bytes(), path.string())) {
     tensors[t.name] = {
         t.dtype, t.shape, {reinterpret_cast<const char*>(t.data.data()), t.data.size()}};
   }

@@ -1,6 +1,6 @@
 // The safetensors reader on sound files and on bad ones.
 
-#include "tools/convert/safetensors.h"
+#include "tools/tensor_files/safetensors.h"
 
 #include <doctest/doctest.h>
 
@@ -8,7 +8,6 @@
 #include "tests/support.h"
 
 using namespace oq;
-using namespace oq::convert;
 
 namespace {
 

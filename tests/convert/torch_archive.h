@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "tests/tiny_model.h"
-#include "tools/convert/torch/crc32.h"
+#include "tools/tensor_files/torch/crc32.h"
 
 namespace oq::test {
 
@@ -35,7 +35,7 @@ struct ZipPart {
 };
 
 inline uint32_t crc_of(const std::string& data) {
-  return oq::convert::torch::crc32(std::as_bytes(std::span(data)));
+  return oq::torch::crc32(std::as_bytes(std::span(data)));
 }
 
 inline std::string zip_end(size_t entries, size_t bytes, size_t offset, bool zip64,

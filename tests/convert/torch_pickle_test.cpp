@@ -7,10 +7,10 @@
 #include "format/error.h"
 #include "tests/convert/torch_archive.h"
 #include "tests/support.h"
-#include "tools/convert/torch/pickle.h"
+#include "tools/tensor_files/torch/pickle.h"
 
 using namespace oq;
-using namespace oq::convert::torch;
+using namespace oq::torch;
 using test::dict;
 using test::global;
 using test::integer;

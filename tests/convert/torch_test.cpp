@@ -12,8 +12,8 @@
 #include "tests/support.h"
 #include "tools/convert/convert.h"
 #include "tools/convert/json.h"
-#include "tools/convert/torch/file.h"
-#include "tools/convert/torch/state_dict.h"
+#include "tools/convert/state_dict.h"
+#include "tools/tensor_files/torch/file.h"
 
 using namespace oq;
 using namespace oq::convert;
@@ -301,7 +301,7 @@ TEST_CASE("entries that are no weights") {
                            const std::function<void(std::vector<SourceTensor>)>& body) {
     const std::string bytes = test::torch_bytes(test::pickle(test::dict(items)), {"12345678"});
     const torch::File file(std::as_bytes(std::span(bytes)), "test.bin");
-    body(torch::state_dict(file.dict(), "test.bin"));
+    body(state_dict(file.dict(), "test.bin"));
   };
   const std::string number = test::tensor(test::storage("LongStorage", "0", 1), 0, {}, {});
   state_of({{"step", "K\x05"}, {"count", number}}, [](const std::vector<SourceTensor>& sources) {

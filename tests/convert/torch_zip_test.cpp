@@ -7,14 +7,14 @@
 #include "format/error.h"
 #include "tests/convert/torch_archive.h"
 #include "tests/support.h"
-#include "tools/convert/torch/zip.h"
+#include "tools/tensor_files/torch/zip.h"
 
 using namespace oq;
-using convert::torch::crc32;
-using convert::torch::ZipArchive;
-using convert::torch::ZipEntry;
 using test::zip_bytes;
 using test::ZipPart;
+using torch::crc32;
+using torch::ZipArchive;
+using torch::ZipEntry;
 
 namespace {
 

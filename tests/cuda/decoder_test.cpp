@@ -75,7 +75,11 @@ class Pair {
 
   Decoder::Options options_;
   Decoder cpu_, cuda_;
-  int token_ = 5;
+  /// With 3, no input of a linear lies so close to the middle between two codes of its grid that
+  /// the last bits of two orders of summation decide. With most others one does (six of eight
+  /// tried): then everything behind it differs by some hundredths, which says nothing of either
+  /// backend.
+  int token_ = 3;
   double worst_ = 0, spread_ = 0;
 };
 
@@ -221,7 +225,7 @@ TEST_CASE("what the device cannot do it refuses") {
     if (config.experts > 0) experts = config;
   }
   const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a8t", .config = experts});
-  CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 70, .max_rows = 65}),
+  CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 100, .max_rows = 65}),
                        doctest::Contains("per-tensor"), Error);
 }
 

@@ -229,3 +229,50 @@ TEST_CASE("oq-calibrate refuses what it could not measure or report before it ca
     CHECK_FALSE(std::filesystem::exists(made));
   }
 }
+
+TEST_CASE("oq-calibrate --method auto refuses the flags that it does not read") {
+  const Models& m = models();
+  const TempDir dir;
+  const std::string made = dir / "auto.oq";
+  for (const std::string flag : {"--true-sequential", "--layers=q,down", "--paper-counts"}) {
+    CAPTURE(flag);
+    const ProcessResult r = run({tool("oq-calibrate"), m.f16, "-o", made, "--method", "auto",
+                                 "--scheme", "w3a16", "--text", m.text, "--window", "32", flag});
+    CHECK(r.code == 2);
+    CHECK_MESSAGE(r.err.find("not for auto") != std::string::npos, r.err);
+    CHECK_FALSE(std::filesystem::exists(made));
+  }
+}
+
+TEST_CASE("tuned weak columns are run in place of the model's own") {
+  const Models& m = models();
+  const TempDir dir;
+  const std::string owq = dir / "owq.oq", weak = dir / "weak.oq";
+  const auto made =
+      run({tool("oq-calibrate"), m.f16, "-o", owq, "--method", "owq", "--scheme", "w2a16",
+           "--weak-columns", "4", "--text", m.text, "--windows", "2", "--window", "32", "--quiet"});
+  REQUIRE_MESSAGE(made.code == 0, made.err);
+  const auto tuned = run({tool("oq-calibrate"), owq, "-o", weak, "--tune-weak", "40", "--tune-lr",
+                          "0.005", "--text", m.text, "--windows", "4", "--window", "32", "--json"});
+  REQUIRE_MESSAGE(tuned.code == 0, tuned.err);
+  const auto loss = nlohmann::json::parse(tuned.out);
+  CHECK(loss["loss"].get<double>() < loss["loss_before"].get<double>());
+  const auto perplexity = [&](std::vector<std::string> args) {
+    args.insert(args.end(), {"--perplexity", m.text, "--window", "32"});
+    return json_of(args)["results"][0]["perplexity"].get<double>();
+  };
+  CHECK(perplexity({owq, "--weak", weak}) < 0.95 * perplexity({owq}));
+  check_ends({m.w3, "--weak", weak, "--perplexity", m.text}, 1, {"weak.oq", "another file's"});
+  check_ends({owq, m.w3, "--weak", weak, "--perplexity", m.text}, 2, {"single MODEL"});
+  const auto said = [&](std::vector<std::string> args) {
+    args.insert(args.begin(), {tool("oq-run"), owq, "-p", "the cat", "-n", "2", "--json"});
+    const ProcessResult r = run(args);
+    REQUIRE_MESSAGE(r.code == 0, r.err);
+    return nlohmann::json::parse(r.out)["logits_hash"].get<std::string>();
+  };
+  CHECK(said({}) != said({"--weak", weak}));
+  CHECK(said({"--weak", weak, "--huge-pages"}) == said({"--weak", weak}));
+  CHECK(run({tool("oq-calibrate"), owq, "-o", weak, "--tune-weak", "4", "--method", "owq"}).code ==
+        2);
+  CHECK(run({tool("oq-calibrate"), owq, "-o", weak}).code == 2);
+}

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "format/error.h"
-#include "tools/convert/torch/pickle.h"
+#include "tools/tensor_files/torch/pickle.h"
 
-using namespace oq::convert::torch;
+using namespace oq::torch;
 
 namespace {
 

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "format/error.h"
-#include "tools/convert/torch/crc32.h"
-#include "tools/convert/torch/file.h"
-#include "tools/convert/torch/state_dict.h"
+#include "tools/convert/state_dict.h"
+#include "tools/tensor_files/torch/crc32.h"
+#include "tools/tensor_files/torch/file.h"
 
 using namespace oq::convert;
 using torch::ZipArchive;
@@ -45,7 +45,7 @@ void repair_checksums(uint8_t* data, size_t size) {
 }
 
 void read_tensors(const torch::File& file) {
-  for (const SourceTensor& t : torch::state_dict(file.dict(), "fuzz.bin")) {
+  for (const SourceTensor& t : state_dict(file.dict(), "fuzz.bin")) {
     allow_errors([&] { t.bytes(); });
     if (t.view == nullptr) continue;
     std::vector<std::byte> all(t.view->elements() * t.view->dtype->bytes);

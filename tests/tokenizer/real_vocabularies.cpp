@@ -9,7 +9,7 @@
 #include "tests/gguf_builder.h"
 #include "tests/support.h"
 #include "tools/convert/gguf.h"
-#include "tools/convert/mapped_file.h"
+#include "tools/tensor_files/mapped_file.h"
 
 namespace oq::test {
 namespace {
@@ -33,7 +33,7 @@ struct GgufVocabulary {
 std::optional<GgufVocabulary> read_gguf(const std::string& name) {
   const auto path = test::data("tokenizers/ggml-vocab-" + name + ".gguf");
   if (!path) return std::nullopt;
-  const convert::MappedFile file(*path);
+  const MappedFile file(*path);
   const convert::GgufFile gguf(file.bytes(), path->string());
   GgufVocabulary v;
   for (const auto t : gguf.get<std::vector<std::string_view>>("tokenizer.ggml.tokens"))

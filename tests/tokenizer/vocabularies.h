@@ -11,9 +11,9 @@
 #include "tests/support.h"
 #include "tests/tokenizer/real_vocabularies.h"
 #include "tools/convert/gguf.h"
-#include "tools/convert/mapped_file.h"
 #include "tools/convert/tokenizer_import.h"
 #include "tools/convert/tokenizer_json.h"
+#include "tools/tensor_files/mapped_file.h"
 
 namespace oq::test {
 
@@ -26,7 +26,7 @@ inline std::optional<std::filesystem::path> smollm2_gguf() {
 }
 
 inline TokenizerData gguf_data(const std::filesystem::path& path) {
-  const convert::MappedFile file(path);
+  const MappedFile file(path);
   return convert::import_gguf_tokenizer(convert::GgufFile(file.bytes(), path.string()));
 }
 

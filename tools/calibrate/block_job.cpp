@@ -41,6 +41,10 @@ void BlockJob::store(const std::string& name, QuantizedLinear linear, LinearRepo
   done_.insert_or_assign(name, Done{std::move(linear), std::move(report)});
 }
 
+void BlockJob::keep(std::string name, Matrix values) {
+  parameters_.insert_or_assign(std::move(name), std::move(values));
+}
+
 void BlockJob::apply() {
   for (const auto& [name, done] : done_) {
     LinearWeights& l = weights_.linears.at(name);

@@ -10,9 +10,17 @@
 #include "tools/calibrate/block.h"
 #include "tools/calibrate/hidden_states.h"
 #include "tools/calibrate/options.h"
+#include "tools/calibrate/parameters.h"
 #include "tools/calibrate/solver/quantized_linear.h"
 
 namespace oq::calibrate {
+
+/// What is known of a block beforehand; nullptr where it is not.
+struct KnownBlock {
+  const HiddenStates* targets = nullptr;  ///< what the unquantized model has behind this block
+  const BlockParameters* parameters = nullptr;  ///< to be applied instead of learned
+  const BlockParameters* ranges = nullptr;      ///< of the linears' inputs (read_input_ranges)
+};
 
 /// One block while a method works on it: its weights, the inputs of all windows, and what has been
 /// made of its linears.
@@ -23,14 +31,11 @@ class BlockJob {
     LinearReport report;
   };
 
-  /// `targets`: what the unquantized model has behind this block, or nullptr where the method does
-  /// not ask for it.
   BlockJob(BlockRunner& runner, const HiddenStates& hidden, const Options& options,
-           const Observer& observer, int64_t index, BlockWeights weights,
-           const HiddenStates* targets = nullptr)
+           const Observer& observer, int64_t index, BlockWeights weights, KnownBlock known = {})
       : runner_(runner),
         hidden_(hidden),
-        targets_(targets),
+        known_(known),
         options_(options),
         observer_(observer),
         index_(index),
@@ -45,10 +50,12 @@ class BlockJob {
   /// What enters the block, quantized as the blocks before it are, and what is to leave it, as in
   /// the unquantized model: [tokens][hidden] of a window. PRECOND of target: there are targets.
   std::span<const float> input(int64_t window) const { return hidden_.window(window); }
-  std::span<const float> target(int64_t window) const { return targets_->window(window); }
+  std::span<const float> target(int64_t window) const { return known_.targets->window(window); }
   /// Zeros [windows][tokens][width], in memory or on disk as the inputs are.
   std::unique_ptr<HiddenStates> states(int64_t width) const;
+  const KnownBlock& known() const { return known_; }
   BlockWeights& weights() { return weights_; }
+  const BlockWeights& weights() const { return weights_; }
   const std::map<std::string, Done>& done() const { return done_; }
 
   int64_t index() const { return index_; }
@@ -66,19 +73,23 @@ class BlockJob {
   /// For the report: the mean loss of one epoch.
   void add_loss(double loss) { losses_.push_back(loss); }
   const std::vector<double>& losses() const { return losses_; }
+  /// What was learned: kept with the block.
+  void keep(std::string name, Matrix values);
+  const BlockParameters& parameters() const { return parameters_; }
   /// From now on the block runs with what was stored so far, inputs quantized as the scheme says.
   void apply();
 
  private:
   BlockRunner& runner_;
   const HiddenStates& hidden_;
-  const HiddenStates* targets_;
+  const KnownBlock known_;
   const Options& options_;
   const Observer& observer_;
   int64_t index_;
   BlockWeights weights_;
   std::map<std::string, Done> done_;
   std::vector<double> losses_;
+  BlockParameters parameters_;
 };
 
 }  // namespace oq::calibrate

@@ -2,57 +2,35 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include "format/bytes.h"
-#include "format/crc32c.h"
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/preflight.h"
+#include "tools/calibrate/provenance.h"
 #include "tools/calibrate/smoothing.h"
 #include "tools/calibrate/work_folder.h"
 
 namespace oq::calibrate {
 namespace {
 
-/// Everything that shapes the result, in one line.
-std::string options_text(const Options& o) {
-  std::string t =
-      fmt::format("--method {} --scheme {} --head-bits {} --tuning {}", o.method, o.scheme.str(),
-                  o.head_bits, o.tuning == Tuning::mse ? "mse" : "minmax");
-  if (!o.text.empty()) {
-    t += fmt::format(" --windows {} --window {} --seed {}", o.windows, o.window, o.seed);
+/// Refuses flags about learned parameters that have nothing to do.
+void check_parameters(const Options& o) {
+  const bool uses = !o.parameters.empty() || !o.save_parameters.empty() || !o.act_scales.empty() ||
+                    !o.act_shifts.empty();
+  if (uses && o.method != "omniquant" && o.method != "abq") {
+    throw Error({.what = "learned parameters and ranges of inputs are for omniquant and abq",
+                 .where = "--method " + o.method});
   }
-  if (o.target_bits > 0) t += fmt::format(" --target-bits {}", o.target_bits);
-  if (o.weak_columns > 0) t += fmt::format(" --weak-columns {}", o.weak_columns);
-  if (!o.layers.empty()) t += fmt::format(" --layers {}", fmt::join(o.layers, ","));
-  if (o.paper_counts) t += " --paper-counts";
-  if (o.weak_bf16) t += " --weak-type bf16";
-  if (!o.act_order) t += " --no-act-order";
-  if (o.static_groups) t += " --static-groups";
-  if (o.true_sequential) t += " --true-sequential";
-  t += fmt::format(" --damp {}", o.damp);
-  if (learns(o.method)) {
-    const Learning& l = o.learning;
-    t +=
-        fmt::format(" --epochs {} --batch-size {}{}", l.epochs, l.batch, l.clip ? "" : " --no-lwc");
-    if (l.clip) t += fmt::format(" --lwc-lr {}", l.clip_rate);
-    t += l.transform ? fmt::format(" --let --let-lr {} --alpha {}", l.transform_rate, o.alpha)
-                     : " --no-let";
-    if (l.aug_loss) t += " --aug-loss";
-    if (l.faithful) t += " --faithful";
+  if (uses && o.smooth) {
+    throw Error({.what = "its scales are not among the learned parameters",
+                 .where = "--smooth",
+                 .hint = "leave it out: --let learns such scales"});
   }
-  if (o.smooth) t += fmt::format(" --smooth --alpha {} --min-scale {}", o.alpha, o.min_scale);
-  return t;
-}
-
-/// The checksums of a model's tensors, which its directory holds anyway.
-uint32_t fingerprint(const File& file) {
-  uint32_t crc = 0;
-  for (const TensorInfo& t : file.tensors()) {
-    crc = crc32c(std::as_bytes(std::span(&t.crc, 1)), crc);
+  if (o.save_parameters.empty()) return;
+  const auto folder = std::filesystem::absolute(o.save_parameters).parent_path();
+  if (!std::filesystem::is_directory(folder)) {
+    throw Error({.what = "there is no such folder", .where = folder.string()});
   }
-  return crc;
 }
 
 /// Refuses what no method could make sense of, before any work is done.
@@ -66,7 +44,7 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
                    "calibrate the f16 model (oq-convert without --scheme)");
     }
   }
-  if (o.window > config.context) {
+  if (o.window > config.context && o.parameters.empty()) {
     throw refuse(fmt::format("--window {} is longer than the model's context", o.window),
                  fmt::format("take at most {}", config.context));
   }
@@ -80,6 +58,7 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
   if (o.method == "awrq" && o.scheme.activation_bits == 16) {
     throw refuse("AWRQ needs a scheme that quantizes activations", "such as w4a8");
   }
+  check_parameters(o);
 }
 
 /// What the bytes of a written file are spent on.
@@ -117,9 +96,13 @@ class Calibration {
   Calibration(const Options& o, const Observer& observer)
       : o_(o), observer_(observer), file_(File::open(o.input)), config_(ModelConfig::load(*file_)) {
     check_tensors(*file_, config_);
+    if (!o_.parameters.empty()) read_given();
     check(o_, *file_, config_);
     method_ = make_method(o_);
-    needs_text_ = o_.smooth || method_->needs_text();
+    needs_text_ = o_.smooth || (method_->needs_text() && given_.blocks.empty());
+    if (!o_.act_scales.empty() || !o_.act_shifts.empty()) {
+      ranges_ = read_input_ranges(o_.act_scales, o_.act_shifts, config_);
+    }
     if (needs_text_ && o_.text.empty()) {
       throw Error({.what = fmt::format("--method {} needs calibration text", o_.method),
                    .where = o_.input.string(),
@@ -138,17 +121,19 @@ class Calibration {
       for (const TensorSpec& spec : tensor_specs(config_)) read_tensor(*file_, spec.name);
     }
     if (needs_text_) text_ = calibration_text(file_, o_, observer_);
+    provenance_ = provenance_of(o_, *file_, text_);
+    if (!o_.parameters.empty()) take_training(provenance_, given_, o_.parameters);
     const Preflight flight = preflight(*file_, config_, o_, int64_t(text_.windows.size()));
     if (observer_.notice) observer_.notice(flight.text());
     flight.check(o_.output);
-    WorkFolder work(o_.output, key(), o_.resume);
+    WorkFolder work(o_.output, run_key(provenance_, o_), o_.resume);
     BlockRunner runner(file_, needs_text_ ? o_.window : 1, o_.threads);
     HiddenStates hidden(std::max<int64_t>(1, int64_t(text_.windows.size())),
                         needs_text_ ? o_.window : 1, config_.hidden, flight.hidden_memory_limit,
                         work.path());
     if (needs_text_) runner.embed(text_.windows, hidden.data());
     std::unique_ptr<HiddenStates> targets;
-    if (method_->needs_targets()) {
+    if (method_->needs_targets() && needs_text_) {
       targets = std::make_unique<HiddenStates>(hidden.windows(), hidden.tokens(), config_.hidden,
                                                flight.hidden_memory_limit, work.path());
       runner.embed(text_.windows, targets->data());
@@ -164,14 +149,30 @@ class Calibration {
       progress(b + 1, fmt::format("block {} of {}", b + 1, config_.blocks));
     }
     Result result = assemble(runner, work);
+    if (!o_.save_parameters.empty()) save_parameters(work);
     work.remove();
     return result;
   }
 
  private:
-  std::string key() const {
-    return fmt::format("{}; model {:08x}; text {:08x}; " OQ_VERSION, options_text(o_),
-                       fingerprint(*file_), text_.crc);
+  void read_given() {
+    given_ = read_parameters(o_.parameters, config_);
+    if (!given_.metadata.empty()) return;
+    // A file of OmniQuant's does not say how it was made, but what it holds does; it is applied as
+    // that code does it.
+    const auto holds = [&](std::string_view end) {
+      return std::any_of(given_.blocks[0].begin(), given_.blocks[0].end(),
+                         [&](const auto& entry) { return entry.first.ends_with(end); });
+    };
+    o_.learning.faithful = true;
+    o_.learning.clip = holds(".upper");
+    o_.learning.transform = holds(".scale");
+  }
+
+  void save_parameters(const WorkFolder& work) const {
+    Parameters p{.metadata = provenance_, .blocks = {}};
+    for (int64_t b = 0; b < config_.blocks; ++b) p.blocks.push_back(work.parameters(b));
+    write_parameters(o_.save_parameters, p);
   }
 
   void progress(int64_t done, std::string_view what) const {
@@ -180,7 +181,10 @@ class Calibration {
 
   void quantize(BlockRunner& runner, const HiddenStates& hidden, const HiddenStates* targets,
                 WorkFolder& work, int64_t b) {
-    BlockJob job(runner, hidden, o_, observer_, b, BlockWeights::load(*file_, config_, b), targets);
+    BlockJob job(runner, hidden, o_, observer_, b, BlockWeights::load(*file_, config_, b),
+                 {.targets = targets,
+                  .parameters = given_.blocks.empty() ? nullptr : &given_.blocks[size_t(b)],
+                  .ranges = ranges_.empty() ? nullptr : &ranges_[size_t(b)]});
     if (o_.smooth) smooth_block(job);
     method_->quantize(job);
     work.write(b, job, *file_);
@@ -254,8 +258,8 @@ class Calibration {
     result.weights = linears.weights;
     result.bytes = written->bytes();
     result.parts = parts_of(*written);
-    result.text_source = text_.source;
-    result.options = options_text(o_);
+    result.text_source = provenance_.at("text");
+    result.options = options_text(provenance_, o_);
     return result;
   }
 
@@ -268,12 +272,12 @@ class Calibration {
     m.set("scheme", o_.scheme.str());
     m.set("head_bits", int64_t(o_.head_bits));
     m.set("calibration.method", o_.method);
-    m.set("calibration.options", options_text(o_));
-    m.set("calibration.text", text_.source);
-    m.set("calibration.text_crc32c", fmt::format("{:08x}", text_.crc));
-    m.set("calibration.model_crc32c", fmt::format("{:08x}", fingerprint(*file_)));
-    m.set("calibration.seed", int64_t(o_.seed));
-    m.set("calibration.tool", std::string("oq-calibrate " OQ_VERSION));
+    m.set("calibration.options", options_text(provenance_, o_));
+    m.set("calibration.text", provenance_.at("text"));
+    m.set("calibration.text_crc32c", provenance_.at("text_crc32c"));
+    m.set("calibration.model_crc32c", provenance_.at("model_crc32c"));
+    m.set("calibration.seed", int64_t(seed_of(provenance_)));
+    m.set("calibration.tool", provenance_.at("tool"));
   }
 
   Options o_;
@@ -283,6 +287,9 @@ class Calibration {
   std::unique_ptr<Method> method_;
   bool needs_text_ = false;
   CalibrationText text_;
+  Provenance provenance_;
+  Parameters given_;                     ///< of --params
+  std::vector<BlockParameters> ranges_;  ///< of --act-scales and --act-shifts
 };
 
 }  // namespace

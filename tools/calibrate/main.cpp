@@ -10,6 +10,7 @@
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/options.h"
 #include "tools/calibrate/report.h"
+#include "tools/calibrate/tune_weak.h"
 #include "tools/common/cli.h"
 #include "tools/common/text_file.h"
 
@@ -29,9 +30,11 @@ std::string check_scheme(const std::string& text) {
 
 struct Arguments {
   calibrate::Options options;
+  calibrate::WeakTuning weak_tuning;
   std::string scheme, tuning, report, weak_type = "f16", perplexity;
   int64_t max_windows = 20;
   bool json = false, quiet = false;
+  CLI::Option* method = nullptr;
   CLI::Option *transform = nullptr, *clip_rate = nullptr;  ///< whose defaults are not fixed
 };
 
@@ -48,13 +51,15 @@ void add_text_flags(CLI::App& app, calibrate::Options& o) {
 
 void add_solver_flags(CLI::App& app, Arguments& a) {
   calibrate::Options& o = a.options;
-  auto* target = app.add_option("--target-bits", o.target_bits,
-                                "owq: bits per weight with weak columns counted, as in 3.01");
+  auto* target =
+      app.add_option("--target-bits", o.target_bits,
+                     "owq: bits per weight with weak columns counted, as in 3.01; auto: "
+                     "bits per weight as stored, scales and all, for which widths are mixed");
   target->check(CLI::Range(2.0, 16.0));
-  app.add_option("--weak-columns", o.weak_columns, "owq: weak columns per linear, instead")
+  app.add_option("--weak-columns", o.weak_columns, "owq, auto: weak columns per linear, instead")
       ->check(CLI::Range(0, 1 << 20))
       ->excludes(target);
-  app.add_option("--weak-type", a.weak_type, "owq: how weak columns are stored, f16 or bf16")
+  app.add_option("--weak-type", a.weak_type, "owq, auto: how weak columns are stored, f16 or bf16")
       ->check(CLI::IsMember({"f16", "bf16"}))
       ->capture_default_str();
   app.add_option("--layers", o.layers, "owq: linears that may have weak columns, as in q,k,down")
@@ -62,7 +67,7 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
   app.add_flag("--paper-counts", o.paper_counts, "owq: count columns by the paper's own formula");
   app.add_option("--tuning", a.tuning,
                  "how scales are chosen, or from where omniquant starts; mse is the default of "
-                 "gptq, owq, awrq and omniquant")
+                 "gptq, owq, awrq, omniquant and auto")
       ->check(CLI::IsMember({"mse", "minmax"}));
   app.add_flag("--act-order,!--no-act-order", o.act_order,
                "visit sensitive columns first (the default), or from left to right; groups stay "
@@ -85,26 +90,42 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
 
 void add_learning_flags(CLI::App& app, Arguments& a) {
   calibrate::Learning& l = a.options.learning;
-  app.add_option("--epochs", l.epochs, "omniquant, abq: times through the windows, for each block")
+  app.add_option("--epochs", l.epochs,
+                 "omniquant, abq, auto: times through the windows, for each block")
       ->check(CLI::Range(0, 10000))
       ->capture_default_str();
-  app.add_option("--batch-size", l.batch, "omniquant, abq: windows to a step")
+  app.add_option("--batch-size", l.batch, "omniquant, abq, auto: windows to a step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_flag("--lwc,!--no-lwc", l.clip,
-               "omniquant, abq: learn clipping of weights (the default)");
-  a.transform = app.add_flag("--let,!--no-let", l.transform,
-                             "omniquant, abq: learn equivalent transformations (the default, but "
-                             "for omniquant --faithful where only weights are quantized)");
+               "omniquant, abq, auto: learn clipping of weights (the default)");
+  a.transform =
+      app.add_flag("--let,!--no-let", l.transform,
+                   "omniquant, abq, auto: learn equivalent transformations (the default, but "
+                   "for omniquant --faithful where only weights are quantized)");
   const auto rate = [&](const char* name, double& value, const char* what) {
     return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
-  a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq: learning rate of clipping");
-  rate("--let-lr", l.transform_rate, "omniquant, abq: learning rate of transformations");
+  a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq, auto: learning rate of clipping");
+  rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
                "omniquant: learn also towards the full-precision block on the quantized one's "
                "inputs");
   app.add_flag("--faithful", l.faithful, "omniquant, abq: as the paper's own code does it");
+  calibrate::Options& o = a.options;
+  app.add_option("--save-params", o.save_parameters,
+                 "omniquant, abq: write what was learned to this file as well (.safetensors)");
+  app.add_option("--params", o.parameters,
+                 "omniquant, abq: apply these instead of learning: what --save-params wrote, or "
+                 "OmniQuant's omni_parameters.pth")
+      ->check(CLI::ExistingFile)
+      ->excludes("--text");
+  app.add_option("--act-scales", o.act_scales,
+                 "omniquant, abq: start --let from OmniQuant's act_scales.pt")
+      ->check(CLI::ExistingFile);
+  app.add_option("--act-shifts", o.act_shifts, "omniquant, abq: and from its act_shifts.pt")
+      ->check(CLI::ExistingFile)
+      ->needs("--act-scales");
 }
 
 void print_text(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
@@ -183,7 +204,69 @@ void settle_learning(Arguments& a) {
   }
 }
 
+/// Shows steps as they are done; begins anew where their number changes.
+calibrate::Observer observer_of(const Arguments& a, const char* job,
+                                std::unique_ptr<tool::Progress>& progress) {
+  struct Shown {
+    double done = 0, total = 0;
+  };
+  const auto shown = std::make_shared<Shown>();
+  const bool quiet = a.quiet;
+  const auto show = [=, &progress](double done, double total, std::string_view what) {
+    if (!progress || total != shown->total) {
+      if (progress) progress->finish();
+      progress = std::make_unique<tool::Progress>(job, total, tool::Progress::Unit{"/s", 1}, quiet);
+      *shown = {0, total};
+    }
+    progress->advance(done - shown->done, what);
+    shown->done = done;
+  };
+  return {.progress = show, .notice = [quiet](std::string_view t) { tool::notice(quiet, t); }};
+}
+
+void tune(Arguments& a) {
+  const calibrate::Options& o = a.options;
+  if (a.method->count() > 0 || !a.scheme.empty()) {
+    throw tool::usage_error("--tune-weak takes MODEL as it is, with neither --method nor --scheme");
+  }
+  std::unique_ptr<tool::Progress> progress;
+  const calibrate::TuneResult r =
+      calibrate::tune_weak(o, a.weak_tuning, observer_of(a, "tuning", progress));
+  if (progress) progress->finish();
+  if (a.json) {
+    tool::print(nlohmann::json({{"output", o.output.string()},
+                                {"loss_before", r.before},
+                                {"loss", r.after},
+                                {"weights", r.weights},
+                                {"bytes", r.bytes}})
+                    .dump() +
+                "\n");
+    return;
+  }
+  tool::report(a.quiet,
+               fmt::format("{}: {} weak weights, {:.1f} MB; loss on the text {:.4f}, before {:.4f}",
+                           o.output.string(), r.weights, double(r.bytes) / 1e6, r.after, r.before));
+}
+
+/// Refuses flags that the method would not read.
+void check_method(const calibrate::Options& o) {
+  const bool owq = o.method == "owq", automatic = o.method == "auto";
+  if (owq && o.target_bits == 0 && o.weak_columns == 0) {
+    throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
+  }
+  if (!owq && !automatic && (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
+    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for owq and auto");
+  }
+  if (automatic && (o.true_sequential || !o.layers.empty() || o.paper_counts)) {
+    throw tool::usage_error("--true-sequential, --layers and --paper-counts are not for auto");
+  }
+}
+
 void run(Arguments& a) {
+  if (a.weak_tuning.steps > 0) return tune(a);
+  if (a.method->count() == 0 || a.scheme.empty()) {
+    throw tool::usage_error("--method and --scheme are required");
+  }
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
   const bool searches = o.method == "gptq" || o.method == "owq" || o.method == "awrq" ||
@@ -193,12 +276,7 @@ void run(Arguments& a) {
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
   settle_learning(a);
-  if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
-    throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
-  }
-  if (o.method != "owq" && (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
-    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for --method owq");
-  }
+  check_method(o);
   // What cannot be read or written must not come to light after the calibration.
   const std::string text = a.perplexity.empty() ? "" : tool::read_text(a.perplexity);
   if (!a.perplexity.empty()) {
@@ -209,20 +287,7 @@ void run(Arguments& a) {
   }
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<tool::Progress> progress;
-  double shown = 0, total_shown = 0;
-  const auto show = [&](double done, double total, std::string_view what) {
-    if (!progress || total != total_shown) {
-      if (progress) progress->finish();
-      progress = std::make_unique<tool::Progress>("calibrating", total,
-                                                  tool::Progress::Unit{"/s", 1}, a.quiet);
-      shown = 0;
-      total_shown = total;
-    }
-    progress->advance(done - shown, what);
-    shown = done;
-  };
-  const calibrate::Result result = calibrate::calibrate(
-      o, {.progress = show, .notice = [&](std::string_view t) { tool::notice(a.quiet, t); }});
+  const calibrate::Result result = calibrate::calibrate(o, observer_of(a, "calibrating", progress));
   if (progress) progress->finish();
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   calibrate::Measured measured;
@@ -242,18 +307,23 @@ int main(int argc, char** argv) {
   const auto names = calibrate::method_names();
   app.add_option("MODEL", o.input, "an unquantized .oq file")->required();
   app.add_option("-o,--output", o.output, "the .oq file to write")->required();
-  app.add_option("--method", o.method, fmt::format("{}", fmt::join(names, ", ")))
-      ->check(CLI::IsMember(std::vector<std::string>(names.begin(), names.end())))
-      ->required();
+  a.method = app.add_option("--method", o.method, fmt::format("{}", fmt::join(names, ", ")))
+                 ->check(CLI::IsMember(std::vector<std::string>(names.begin(), names.end())));
   app.add_option("--scheme", a.scheme, "what to make, as in w4a16g64, w3a16, w4a8t")
-      ->check(CLI::Validator(check_scheme, "SCHEME"))
-      ->required();
+      ->check(CLI::Validator(check_scheme, "SCHEME"));
   app.add_option("--head-bits", o.head_bits, "bits of embedding and head: 4, 6, 8 or 16")
       ->check(CLI::IsMember({4, 6, 8, 16}))
       ->capture_default_str();
   add_text_flags(app, o);
   add_solver_flags(app, a);
   add_learning_flags(app, a);
+  app.add_option("--tune-weak", a.weak_tuning.steps,
+                 "instead of quantizing: train the weak columns of MODEL, which has some, for so "
+                 "many windows, and write them to OUT, for oq-run --weak")
+      ->check(CLI::Range(1, 1 << 30));
+  app.add_option("--tune-lr", a.weak_tuning.rate, "its learning rate")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   app.add_flag("--resume", o.resume,
                "go on after the last finished block of a run that was stopped");
   app.add_option("--perplexity", a.perplexity,

@@ -39,8 +39,8 @@ struct Options {
   int64_t windows = 128, window = 2048;
   uint64_t seed = 0;
 
-  double target_bits = 0;           ///< OWQ's count of bits per weight; 0: none
-  int64_t weak_columns = 0;         ///< per linear, instead
+  double target_bits = 0;    ///< OWQ's count of bits per weight, or auto's, all as stored; 0: none
+  int64_t weak_columns = 0;  ///< per linear, instead
   std::vector<std::string> layers;  ///< types that may have weak columns ("q", "down"); empty: all
   bool paper_counts = false;        ///< columns by the paper's formula instead of by storage
   bool weak_bf16 = false;           ///< weak columns as bf16 instead of f16
@@ -51,10 +51,18 @@ struct Options {
   bool smooth = false;
   double alpha = 0.5, min_scale = 0.01;
   Learning learning;
+  std::filesystem::path save_parameters;         ///< what was learned goes there as well
+  std::filesystem::path parameters;              ///< to be applied instead of learned
+  std::filesystem::path act_scales, act_shifts;  ///< OmniQuant's, instead of those of the text
 
   int threads = 0;
   bool resume = false;
 };
+
+/// What of the options shapes the file that given learned parameters make, as flags.
+std::string applied_options(const Options& options);
+/// What else of them shapes a result.
+std::string training_options(const Options& options);
 
 /// How a calibration tells what it does. Members may be empty.
 struct Observer {

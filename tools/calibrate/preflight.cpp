@@ -43,6 +43,7 @@ double blas_speed(int threads) {
 
 struct BlockSize {
   double weights = 0, squares = 0, largest_square = 0;
+  int64_t linears = 0;
 };
 
 /// Sizes of a block's linears, and of the Hessians of their inputs.
@@ -53,6 +54,7 @@ BlockSize block_size(const File& file, const ModelConfig& config) {
     for (const std::string& name : group) {
       const TensorInfo& t = file.tensor("blocks.0." + name);
       size.weights += double(t.elements());
+      ++size.linears;
       square = double(t.cols) * double(t.cols);
     }
     size.squares += square;
@@ -68,14 +70,18 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const BlockSize block = block_size(file, config);
   const double tokens = double(windows) * double(o.window);
   const double used = config.experts > 0 ? double(config.experts_used) / double(config.experts) : 1;
-  const bool moments = o.method == "gptq" || o.method == "owq" || o.method == "awrq";
+  const bool moments =
+      o.method == "gptq" || o.method == "owq" || o.method == "awrq" || o.method == "auto";
   const bool learned = learns(o.method);
   const Learning& l = o.learning;
   const bool own_targets = l.aug_loss || o.method == "abq";
   // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
   const double learning =
       learned ? 3.0 * double(l.epochs) + 1 + (l.transform ? 1 : 0) + (own_targets ? 1 : 0) : 0;
-  const double passes = windows == 0 ? 0 : 1 + (moments ? 1 : 0) + (o.smooth ? 1 : 0) + learning;
+  // Both blocks of auto are run with every candidate, of which a linear has about five.
+  const double tries = o.method == "auto" ? 2.0 * 5 * double(block.linears) : 0;
+  const double passes =
+      windows == 0 ? 0 : 1 + (moments ? 1 : 0) + (o.smooth ? 1 : 0) + learning + tries;
   Preflight p;
   const double attention = 2.0 * double(o.window) * double(config.q_width());
   p.flops = double(config.blocks) * tokens *

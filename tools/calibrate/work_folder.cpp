@@ -10,6 +10,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kKey = "calibration.key";
+constexpr const char* kLearned = "learned.";  ///< goes before a parameter's name
 
 /// Floats in a file's type; throws where one does not fit.
 std::vector<std::byte> encode(std::span<const float> values, Kind kind) {
@@ -99,7 +100,7 @@ std::shared_ptr<const File> WorkFolder::block(int64_t index) const {
 void WorkFolder::write(int64_t index, BlockJob& job, const File& source) {
   const std::string prefix = fmt::format("blocks.{}.", index);
   const auto specs = tensor_specs(job.config());
-  Writer out(file_of(index), specs.size());
+  Writer out(file_of(index), specs.size() + job.parameters().size());
   for (const TensorSpec& spec : specs) {
     if (spec.name.rfind(prefix, 0) != 0) continue;
     const std::string name = spec.name.substr(prefix.size());
@@ -115,6 +116,13 @@ void WorkFolder::write(int64_t index, BlockJob& job, const File& source) {
         out.add(info, encode(plain_values(job, name), info.kind));
       }
     });
+  }
+  for (const auto& [name, m] : job.parameters()) {
+    out.add({.name = kLearned + name,
+             .kind = Kind::f32,
+             .rows = uint64_t(m.rows()),
+             .cols = uint64_t(m.cols())},
+            std::as_bytes(m.values()));
   }
   out.metadata.set(kKey, key_);
   store_reports(job, out.metadata);
@@ -137,6 +145,17 @@ std::vector<LinearReport> WorkFolder::reports(int64_t index) const {
                        .damp = numbers[5 * i + 4]});
   }
   return reports;
+}
+
+BlockParameters WorkFolder::parameters(int64_t index) const {
+  const auto file = block(index);
+  BlockParameters parameters;
+  for (const TensorInfo& t : file->tensors()) {
+    if (t.name.rfind(kLearned, 0) != 0) continue;
+    parameters.emplace(t.name.substr(std::string_view(kLearned).size()),
+                       Matrix(int64_t(t.rows), int64_t(t.cols), read_tensor(*file, t.name)));
+  }
+  return parameters;
 }
 
 void WorkFolder::remove() {

@@ -28,6 +28,8 @@ class WorkFolder {
   /// matrices in the type that they have in `source`.
   void write(int64_t index, BlockJob& job, const File& source);
   std::vector<LinearReport> reports(int64_t index) const;
+  /// What was learned of the block.
+  BlockParameters parameters(int64_t index) const;
   /// The calibration is done: everything goes.
   void remove();
 

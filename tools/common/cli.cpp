@@ -115,6 +115,11 @@ void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits) {
       ->check(CLI::IsMember({4, 8, 16, 32}));
 }
 
+void add_weak_flag(CLI::App& app, std::string& weak) {
+  app.add_option("--weak", weak,
+                 "weak columns to run with instead of the model's own (oq-calibrate --tune-weak)");
+}
+
 void add_pages_flag(CLI::App& app, Pages& pages) {
   app.add_flag_callback(
       "--huge-pages", [&pages] { pages = Pages::huge; },

@@ -35,7 +35,9 @@ void add_json_flag(CLI::App& app, bool& json);
 void add_quiet_flag(CLI::App& app, bool& quiet);
 /// --exact and --kv: what a Decoder::Options takes.
 void add_exact_flags(CLI::App& app, bool& exact, int& kv_bits);
-/// --huge-pages: what File::open takes.
+/// --weak: a file that open_with_weak takes.
+void add_weak_flag(CLI::App& app, std::string& weak);
+/// --huge-pages: what File::open and open_with_weak take.
 void add_pages_flag(CLI::App& app, Pages& pages);
 /// --backend auto|cpu|cuda
 void add_backend_flag(CLI::App& app, std::string& backend);

@@ -4,9 +4,9 @@
 
 #include "tools/convert/gguf_checkpoint.h"
 #include "tools/convert/hf_folder.h"
-#include "tools/convert/mapped_file.h"
 #include "tools/convert/tokenizer_file.h"
-#include "tools/convert/torch/value.h"
+#include "tools/tensor_files/mapped_file.h"
+#include "tools/tensor_files/torch/value.h"
 
 namespace oq::convert {
 

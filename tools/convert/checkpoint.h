@@ -14,13 +14,13 @@
 #include "tools/convert/ggml_types.h"
 #include "tools/convert/tokenizer_import.h"
 
+namespace oq::torch {
+struct Tensor;
+}
+
 namespace oq::convert {
 
 class PackedSource;
-
-namespace torch {
-struct Tensor;
-}
 
 /// A tensor of a checkpoint. A vector is one row; further dimensions count as rows.
 struct SourceTensor {

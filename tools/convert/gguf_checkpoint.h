@@ -2,7 +2,7 @@
 
 #include "tools/convert/checkpoint.h"
 #include "tools/convert/gguf.h"
-#include "tools/convert/mapped_file.h"
+#include "tools/tensor_files/mapped_file.h"
 
 namespace oq::convert {
 

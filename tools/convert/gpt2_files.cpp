@@ -5,9 +5,9 @@
 #include "tools/convert/hf_tokenizer_files.h"
 #include "tools/convert/json.h"
 #include "tools/convert/json_reader.h"
-#include "tools/convert/mapped_file.h"
 #include "tools/convert/pretokenizers.h"
 #include "tools/convert/spelling.h"
+#include "tools/tensor_files/mapped_file.h"
 
 namespace oq::convert {
 namespace {

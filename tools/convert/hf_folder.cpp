@@ -6,8 +6,8 @@
 #include <fmt/format.h>
 
 #include "tools/convert/json.h"
-#include "tools/convert/safetensors.h"
-#include "tools/convert/torch/state_dict.h"
+#include "tools/convert/state_dict.h"
+#include "tools/tensor_files/safetensors.h"
 
 namespace oq::convert {
 namespace {
@@ -148,7 +148,7 @@ std::vector<SourceTensor> HfFolder::read_safetensors_file(const fs::path& path) 
 
 std::vector<SourceTensor> HfFolder::read_torch_file(const fs::path& path) {
   const torch::File& file = *torch_files_.emplace_back(std::make_unique<torch::File>(path));
-  return torch::state_dict(file.dict(), path.string());
+  return state_dict(file.dict(), path.string());
 }
 
 }  // namespace oq::convert

@@ -4,8 +4,8 @@
 #include <set>
 
 #include "tools/convert/checkpoint.h"
-#include "tools/convert/mapped_file.h"
-#include "tools/convert/torch/file.h"
+#include "tools/tensor_files/mapped_file.h"
+#include "tools/tensor_files/torch/file.h"
 
 namespace oq::convert {
 

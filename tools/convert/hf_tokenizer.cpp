@@ -4,9 +4,9 @@
 #include "tools/convert/gpt2_files.h"
 #include "tools/convert/hf_tokenizer_files.h"
 #include "tools/convert/json.h"
-#include "tools/convert/mapped_file.h"
 #include "tools/convert/tokenizer_import.h"
 #include "tools/convert/tokenizer_json.h"
+#include "tools/tensor_files/mapped_file.h"
 
 namespace oq::convert {
 namespace {

@@ -1,7 +1,7 @@
 #include "tools/convert/hf_tokenizer_files.h"
 
 #include "tools/convert/json.h"
-#include "tools/convert/mapped_file.h"
+#include "tools/tensor_files/mapped_file.h"
 
 namespace oq::convert {
 namespace {

@@ -7,7 +7,7 @@
 #include <fmt/format.h>
 
 #include "format/error.h"
-#include "tools/convert/mapped_file.h"
+#include "tools/tensor_files/mapped_file.h"
 
 namespace oq::convert {
 namespace {

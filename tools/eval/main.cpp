@@ -213,6 +213,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"joint", "separate"}))
       ->capture_default_str();
   app.add_flag("--bos", o.bos, "begin every question with BOS, which the harnesses leave out");
+  tool::add_weak_flag(app, o.model.weak);
   tool::add_exact_flags(app, o.model.exact, o.model.kv_bits);
   tool::add_backend_flag(app, o.model.backend.name);
   tool::add_threads_flag(app, o.model.backend.threads);
@@ -224,11 +225,16 @@ void evaluate(const Options& o) {
   // Everything that can be refused is, before hours go into the first model.
   const std::vector<Text> texts = read_texts(o);
   const std::vector<TaskFile> tasks = read_tasks(o);
+  if (!o.model.weak.empty() && o.models.size() > 1) {
+    throw tool::usage_error("--weak is for a single MODEL");
+  }
   std::deque<Model> models;
   for (const std::string& path : o.models) models.emplace_back(path, o.model);
   std::optional<Model> reference;
   if (!o.divergence.empty()) {
-    reference.emplace(o.divergence[0], o.model);
+    Model::Options as_it_is = o.model;
+    as_it_is.weak.clear();
+    reference.emplace(o.divergence[0], as_it_is);
     for (const Model& m : models) check_same_vocabulary(*reference, m);
   }
   Output out(o.json);

@@ -5,12 +5,13 @@
 
 #include <fmt/format.h>
 
+#include "format/weak_file.h"
 #include "tools/common/backend.h"
 
 namespace oq {
 
 Model::Model(const std::string& path, Options options)
-    : path_(path), options_(std::move(options)), file_(File::open(path)) {
+    : path_(path), options_(std::move(options)), file_(open_with_weak(path, options_.weak)) {
   config_ = ModelConfig::load(*file_);
   scheme_ = with_place(path, [&] {
     return Scheme::parse(file_->metadata().get_or<std::string>("scheme", "w16a16"));

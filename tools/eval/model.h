@@ -20,6 +20,7 @@ class Model {
     tool::BackendChoice backend = {};
     bool exact = false;  ///< as in Decoder::Options
     int kv_bits = 0;
+    std::string weak = {};  ///< a file of weak columns to run with (format/weak_file.h)
   };
 
   /// Throws oq::Error when the file is no .oq file, or has no usable config or tokenizer.

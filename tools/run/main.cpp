@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 #include <signal.h>
 
+#include "format/weak_file.h"
 #include "tools/common/backend.h"
 #include "tools/common/json.h"
 #include "tools/common/text_file.h"
@@ -22,7 +23,7 @@ void on_interrupt(int) {
 }
 
 struct Options {
-  std::string model, prompt, file, system, template_name, backend = "auto";
+  std::string model, weak, prompt, file, system, template_name, backend = "auto";
   std::vector<std::string> stops;
   int64_t max_tokens = -2, context = 0;
   SamplerParams sampling{.temperature = -1, .top_p = -1};  ///< -1: not given
@@ -66,6 +67,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::Range(0.01, 100.0));
   app.add_option("--seed", o.sampling.seed, "of the sampler")->check(CLI::NonNegativeNumber);
   app.add_option("--stop", o.stops, "text that ends an answer; may be given again");
+  tool::add_weak_flag(app, o.weak);
   tool::add_exact_flags(app, o.exact, o.kv_bits);
   tool::add_pages_flag(app, o.pages);
   tool::add_backend_flag(app, o.backend);
@@ -129,7 +131,7 @@ void run(Options o, bool one_shot) {
   if (o.max_tokens == -2) o.max_tokens = o.chat ? 1024 : 256;
   if (o.sampling.temperature < 0) o.sampling.temperature = o.chat ? 0.6 : 0.0;
   if (o.sampling.top_p < 0) o.sampling.top_p = o.chat ? 0.9 : 1.0;
-  const auto file = File::open(o.model, o.pages);
+  const auto file = open_with_weak(o.model, o.weak, o.pages);
   const auto tokenizer = Tokenizer::load(*file);
   const std::string text = o.file.empty() ? o.prompt : tool::read_text(o.file);
   if (one_shot && text.empty()) {

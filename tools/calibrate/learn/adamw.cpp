@@ -27,10 +27,7 @@ void AdamW::step() {
   for (Tensor& t : tensors_) {
     float sum = 0;  // 0, or a NaN for good
     for (float g : t.gradient) sum += g - g;
-    if (sum != 0)
-      throw Error({.what = "a gradient is not finite",
-                   .where = t.name,
-                   .hint = "lower --lwc-lr and --let-lr"});
+    if (sum != 0) throw Error({.what = "a gradient is not finite", .where = t.name, .hint = hint_});
     const auto rate = float(t.rate / bias1);
     for (size_t i = 0; i < t.values.size(); ++i) {
       const float g = t.gradient[i];

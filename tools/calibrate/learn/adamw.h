@@ -2,6 +2,7 @@
 
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace oq::calibrate {
@@ -11,6 +12,9 @@ namespace oq::calibrate {
 ///   x -= rate (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 class AdamW {
  public:
+  /// `hint`: what a user can do about gradients that are not finite.
+  explicit AdamW(std::string hint = "lower --lwc-lr and --let-lr") : hint_(std::move(hint)) {}
+
   /// Learns `values` from `gradient`, of the same size; both must live as long as this.
   void add(std::string name, std::span<float> values, std::span<const float> gradient, double rate,
            float least = -1e30f);
@@ -28,6 +32,7 @@ class AdamW {
     float least;
     std::vector<float> m, v;
   };
+  std::string hint_;
   std::vector<Tensor> tensors_;
   int64_t steps_ = 0;
 };

@@ -45,19 +45,8 @@ BlockWeights BlockGraph::of_shape(const BlockWeights& w) {
 }
 
 const float* BlockGraph::norm(const NormWeights& w, const float* x, std::vector<float>& out) {
-  const int64_t n = config_.hidden;
-  const auto eps = float(config_.norm_eps);
-  out.resize(size_t(tokens_ * n));
-  pool_.parallel_for(tokens_, 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      float* to = out.data() + t * n;
-      if (w.bias.empty()) {
-        context_.kernels.rms_norm(x + t * n, w.weight.data(), eps, n, to);
-      } else {
-        context_.kernels.layer_norm(x + t * n, w.weight.data(), w.bias.data(), eps, n, to);
-      }
-    }
-  });
+  out.resize(size_t(tokens_ * config_.hidden));
+  norm_forward(pool_, w, float(config_.norm_eps), x, tokens_, config_.hidden, out.data());
   return out.data();
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -94,14 +95,21 @@ BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recip
 }
 
 void BlockLearner::run() {
-  if (transforms()) {
-    observe_inputs();
-    const bool balances = options_.scheme.activation_bits < 16 || options_.learning.faithful;
-    for (Pair& pair : transformation_->pairs()) {
-      if (balances) start_pair(pair);  // otherwise 1: there is nothing to move out of activations
-    }
+  if (const BlockParameters* given = job_.known().parameters) {
+    set_up(false);
+    apply(*given);
+  } else {
+    if (transforms()) start_pairs();
+    set_up(options_.tuning == Tuning::mse);
+    learn();
   }
-  set_up_learning();
+  store();
+}
+
+void BlockLearner::learn() {
+  for (const Slot& s : slots()) {
+    optimizer_.add(job_.full_name(s.name), s.values, s.gradient, s.rate, s.least);
+  }
   make_targets();
   const Learning& o = options_.learning;
   for (int64_t epoch = 0; epoch < o.epochs; ++epoch) {
@@ -121,7 +129,45 @@ void BlockLearner::run() {
     job_.progress(double(epoch + 1) / double(o.epochs + 1),
                   fmt::format("epoch {} of {}, loss {:.3e}", epoch + 1, o.epochs, loss));
   }
-  store();
+}
+
+void BlockLearner::start_pairs() {
+  if (const BlockParameters* ranges = job_.known().ranges) {
+    take_ranges(*ranges);
+  } else {
+    observe_inputs();
+  }
+  const bool balances = options_.scheme.activation_bits < 16 || options_.learning.faithful;
+  for (Pair& pair : transformation_->pairs()) {
+    if (balances) start_pair(pair);  // otherwise 1: there is nothing to move out of activations
+  }
+}
+
+/// Where shifts are not given, they start at 0.
+void BlockLearner::take_ranges(const BlockParameters& ranges) {
+  for (const auto& [name, l] : original_.linears) {
+    const auto take = [&, &l = l](const std::string& key, std::vector<float>& to) {
+      const auto found = ranges.find(key);
+      if (found == ranges.end()) return false;
+      const Matrix& m = found->second;
+      if (m.cols() != l.in()) {
+        throw Error({.what = "the ranges of inputs have another size",
+                     .where = job_.full_name(key),
+                     .expected = std::to_string(l.in()),
+                     .found = std::to_string(m.cols()),
+                     .hint = "they are of another model"});
+      }
+      to.assign(m.values().begin(), m.values().end());
+      return true;
+    };
+    InputStats& s = inputs_[name];
+    if (!take(name + ".largest", s.largest)) {
+      throw Error({.what = "has no entry in the file of --act-scales",
+                   .where = job_.full_name(name),
+                   .hint = "it is of another model"});
+    }
+    if (!take(name + ".middle", s.middle)) s.middle.resize(size_t(l.in()));
+  }
 }
 
 void BlockLearner::observe_inputs() {
@@ -168,9 +214,8 @@ void BlockLearner::start_pair(Pair& pair) const {
   for (float& v : pair.scale) v = std::max(v, Pair::kLeast);
 }
 
-void BlockLearner::set_up_learning() {
+void BlockLearner::set_up(bool search) {
   const Learning& o = options_.learning;
-  const bool search = options_.tuning == Tuning::mse;
   const GridOptions grid{.packing = packing_of(options_.scheme), .tuning = options_.tuning};
   if (transforms()) transformation_->fold(job_.pool(), original_, folded_);
   for (const auto& [name, l] : base().linears) {
@@ -191,22 +236,62 @@ void BlockLearner::set_up_learning() {
     }
     learned_.emplace(name, std::move(learned));
   }
+}
+
+std::vector<BlockLearner::Slot> BlockLearner::slots() {
+  const Learning& o = options_.learning;
+  std::vector<Slot> slots;
+  const auto add = [&](Slot slot) {
+    if (!slot.values.empty()) slots.push_back(std::move(slot));
+  };
   for (auto& [name, l] : learned_) {
-    const std::string full = job_.full_name(name);
-    optimizer_.add(full + ", upper clipping", l.clipping.upper.values(), l.gradient.upper.values(),
-                   o.clip_rate);
-    optimizer_.add(full + ", lower clipping", l.clipping.lower.values(), l.gradient.lower.values(),
-                   o.clip_rate);
-    optimizer_.add(full + ", compensation", l.a, l.d_a, kCompensationRate);
-    optimizer_.add(full + ", compensation", l.b, l.d_b, kCompensationRate);
+    add({name + ".upper", l.clipping.upper.rows(), l.clipping.upper.values(),
+         l.gradient.upper.values(), o.clip_rate});
+    add({name + ".lower", l.clipping.lower.rows(), l.clipping.lower.values(),
+         l.gradient.lower.values(), o.clip_rate});
+    add({name + ".rows", 1, l.a, l.d_a, kCompensationRate});
+    add({name + ".columns", 1, l.b, l.d_b, kCompensationRate});
   }
-  if (!transforms()) return;
+  if (!transforms()) return slots;
   for (size_t i = 0; i < transformation_->pairs().size(); ++i) {
     Pair& p = transformation_->pairs()[i];
     const Transformation::Gradient& g = transformation_->gradients()[i];
-    optimizer_.add(job_.full_name(p.name) + ", scale", p.scale, g.scale, o.transform_rate,
-                   Pair::kLeast);
-    optimizer_.add(job_.full_name(p.name) + ", shift", p.shift, g.shift, o.transform_rate);
+    add({p.name + ".scale", 1, p.scale, g.scale, o.transform_rate, Pair::kLeast});
+    add({p.name + ".shift", 1, p.shift, g.shift, o.transform_rate});
+  }
+  return slots;
+}
+
+/// Every one of the block's tensors from `given`, which holds no other, but shifts of 0.
+void BlockLearner::apply(const BlockParameters& given) {
+  std::set<std::string_view> used;
+  for (const Slot& s : slots()) {
+    const auto found = given.find(s.name);
+    const auto cols = int64_t(s.values.size()) / s.rows;
+    if (found == given.end() || found->second.rows() != s.rows || found->second.cols() != cols) {
+      throw Error({.what = "the learned parameters do not fit",
+                   .where = job_.full_name(s.name),
+                   .expected = fmt::format("[{}, {}]", s.rows, cols),
+                   .found = found == given.end() ? "none"
+                                                 : fmt::format("[{}, {}]", found->second.rows(),
+                                                               found->second.cols()),
+                   .hint = "they are of another model, scheme or method"});
+    }
+    const Matrix& m = found->second;
+    if (s.name.ends_with(".scale") &&
+        !std::all_of(m.values().begin(), m.values().end(), [](float v) { return v != 0; })) {
+      throw Error({.what = "a scale is 0", .where = job_.full_name(s.name)});
+    }
+    std::copy(m.values().begin(), m.values().end(), s.values.begin());
+    used.insert(found->first);
+  }
+  for (const auto& [name, m] : given) {
+    const bool changes =
+        std::any_of(m.values().begin(), m.values().end(), [](float v) { return v != 0; });
+    if (used.count(name) == 1 || (name.ends_with(".shift") && !changes)) continue;
+    throw Error({.what = "is no parameter of this block",
+                 .where = job_.full_name(name),
+                 .hint = "it was learned with another method or with other options"});
   }
 }
 
@@ -307,6 +392,10 @@ void BlockLearner::store() {
     LinearReport report{.name = job_.full_name(name), .output_error = NAN};
     report.weight_error = relative_weight_error(w, executed_.linears.at(name).weight);
     job_.store(name, learned.quantizer.finish(w), std::move(report));
+  }
+  for (const Slot& s : slots()) {
+    const auto cols = int64_t(s.values.size()) / s.rows;
+    job_.keep(s.name, Matrix(s.rows, cols, {s.values.begin(), s.values.end()}));
   }
   job_.weights() = std::move(executed_);
 }

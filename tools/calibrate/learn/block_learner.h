@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,8 @@ struct Recipe {
 
 /// Learns clipping (LWC) and transformation (LET) of one block, so that the block with quantized
 /// weights and activations comes close to the full-precision one (Shao et al. 2023, eq. 1), and
-/// stores the block's linears, norms and biases. Memory: four times the block's weights, three
+/// stores the block's linears, norms and biases. Where the job has parameters, these are applied
+/// and nothing is learned. Memory: four times the block's weights, three
 /// without LET, beside what the graph keeps of one window.
 class BlockLearner {
  public:
@@ -34,6 +36,10 @@ class BlockLearner {
 
   /// Throws oq::Error that names the tensor, or epoch and window, where something is not finite.
   void run();
+
+  /// The block before its weights were quantized, transformations folded. PRECOND: there are
+  /// transformations.
+  const BlockWeights& folded() const { return folded_; }
 
  private:
   /// What the calibration text says of a linear's input channels.
@@ -53,10 +59,25 @@ class BlockLearner {
     void compensation_backward(const Matrix& gradient);
   };
 
+  /// One learned tensor, by its name in parameters.h.
+  struct Slot {
+    std::string name;
+    int64_t rows;
+    std::span<float> values;
+    std::span<const float> gradient;
+    double rate;
+    float least = -1e30f;
+  };
+
+  void start_pairs();
   void observe_inputs();
+  void take_ranges(const BlockParameters& ranges);
   void start_pair(Pair& pair) const;
-  /// Clipping starts at 4.0, or, with --tuning mse, where a search puts it.
-  void set_up_learning();
+  /// Clipping starts at 4.0, or, with `search`, where a search puts it.
+  void set_up(bool search);
+  std::vector<Slot> slots();
+  void apply(const BlockParameters& given);
+  void learn();
   void make_targets();
   void make_weights();
   double learn_from(int64_t first, int64_t end);

@@ -9,20 +9,13 @@
 #include <fmt/format.h>
 
 #include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/methods/moments.h"
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/gptq.h"
 #include "tools/calibrate/solver/owq.h"
 
 namespace oq::calibrate {
 namespace {
-
-using Group = std::vector<std::string>;
-
-/// "experts.3.up" is of type "up".
-std::string type_of(const std::string& linear) {
-  const size_t dot = linear.rfind('.');
-  return dot == std::string::npos ? linear : linear.substr(dot + 1);
-}
 
 class HessianMethod final : public Method {
  public:
@@ -35,9 +28,9 @@ class HessianMethod final : public Method {
 
   void quantize(BlockJob& job) override {
     if (counts_.empty()) count_weak(job);
-    for (const std::vector<Group>& batch : batches(job)) {
-      std::map<std::string, Moments> moments = observe(job, batch);
-      for (const Group& group : batch) {
+    for (const std::vector<InputGroup>& batch : moment_batches(job, options_.true_sequential)) {
+      std::map<std::string, Moments> moments = observe_moments(job, batch, awrq_);
+      for (const InputGroup& group : batch) {
         solve_group(job, group, moments[group.front()]);
         moments.erase(group.front());
       }
@@ -46,59 +39,8 @@ class HessianMethod final : public Method {
   }
 
  private:
-  /// Groups whose moments are held at the same time: one by one where each is to see the linears
-  /// before it quantized, else as many as come to no more than the largest of them.
-  std::vector<std::vector<Group>> batches(BlockJob& job) const {
-    const auto size = [&](const Group& g) {
-      const int64_t in = job.weights().linears.at(g.front()).in();
-      return in * in;
-    };
-    const std::vector<Group> groups = input_groups(job.config());
-    int64_t most = 0;
-    for (const Group& g : groups) most = std::max(most, size(g));
-    std::vector<std::vector<Group>> batches;
-    int64_t room = 0;
-    for (const Group& g : groups) {
-      // The largest may have the small ones beside it, up to twice its size in all.
-      if (batches.empty() || options_.true_sequential || room < size(g)) {
-        batches.emplace_back();
-        room = 2 * most;
-      }
-      batches.back().push_back(g);
-      room -= size(g);
-    }
-    return batches;
-  }
-
-  std::map<std::string, Moments> observe(BlockJob& job, const std::vector<Group>& batch) const {
-    std::map<std::string, MomentAccumulator> sums;
-    std::map<std::string, bool> seen;
-    for (const Group& g : batch) {
-      sums.emplace(g.front(), MomentAccumulator(job.weights().linears.at(g.front()).in(), awrq_));
-    }
-    std::vector<float> quantized;
-    job.observe([&](const Group& group, const float* x, int64_t rows, int64_t cols) {
-      const auto it = sums.find(group.front());
-      if (it == sums.end()) return;
-      seen[group.front()] = true;
-      const std::span<const float> values(x, size_t(rows * cols));
-      with_place("input of " + job.full_name(group.front()), [&] {
-        if (!awrq_) return it->second.add(job.pool(), values);
-        quantized.assign(values.begin(), values.end());
-        quantize_activations(job.pool(), quantized, cols, options_.scheme.activation_bits,
-                             options_.scheme.per_tensor);
-        it->second.add(job.pool(), values, quantized);
-      });
-    });
-    std::map<std::string, Moments> moments;
-    for (auto& [name, sum] : sums) {
-      if (seen[name]) moments[name] = std::move(sum).finish();
-    }
-    return moments;
-  }
-
   /// Linears of a group share the inverse as long as they share the order of columns.
-  void solve_group(BlockJob& job, const Group& group, const Moments& moments) {
+  void solve_group(BlockJob& job, const InputGroup& group, const Moments& moments) {
     std::optional<InverseFactor> shared;
     for (const std::string& name : group) {
       with_place(job.full_name(name), [&] { solve(job, name, moments, shared); });
@@ -128,7 +70,7 @@ class HessianMethod final : public Method {
     if (!options_.act_order) score.clear();
     if (count > 0 || !shared) {
       shared = invert(job.pool(), moments.hessian, column_order(w.cols(), weak, score),
-                      damping(job, name));
+                      damping_of(job, name));
     }
     const Matrix start = awrq_ ? reformulate(job.pool(), w, moments.cross, *shared) : Matrix();
     auto q = gptq(job.pool(), w, *shared, gptq_, awrq_ ? &start : nullptr).linear;
@@ -138,13 +80,6 @@ class HessianMethod final : public Method {
     report.weak_columns = int64_t(weak.size());
     report.damp = shared->damp;
     job.store(name, std::move(q), std::move(report));
-  }
-
-  Damping damping(BlockJob& job, const std::string& name) const {
-    return {.damp = options_.damp, .on_failure = [&job, name](const Damping::Failure& f) {
-              job.notice(fmt::format("{}: Cholesky failed at column {} with --damp {}; trying {}",
-                                     job.full_name(name), f.column, f.damp, f.next));
-            }};
   }
 
   void count_weak(BlockJob& job) {

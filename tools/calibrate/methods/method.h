@@ -31,5 +31,6 @@ std::vector<std::string_view> method_names();
 std::unique_ptr<Method> make_rounding(const Options& options);
 std::unique_ptr<Method> make_hessian_method(const Options& options);
 std::unique_ptr<Method> make_learner(const Options& options);
+std::unique_ptr<Method> make_auto(const Options& options);
 
 }  // namespace oq::calibrate

@@ -12,10 +12,10 @@ struct Row {
   std::unique_ptr<Method> (*make)(const Options&);
 };
 
-constexpr Row kMethods[] = {{"rtn", make_rounding},       {"smoothquant", make_rounding},
-                            {"act-only", make_rounding},  {"gptq", make_hessian_method},
-                            {"owq", make_hessian_method}, {"awrq", make_hessian_method},
-                            {"omniquant", make_learner},  {"abq", make_learner}};
+constexpr Row kMethods[] = {
+    {"rtn", make_rounding},        {"smoothquant", make_rounding}, {"act-only", make_rounding},
+    {"gptq", make_hessian_method}, {"owq", make_hessian_method},   {"awrq", make_hessian_method},
+    {"omniquant", make_learner},   {"abq", make_learner},          {"auto", make_auto}};
 
 }  // namespace
 
@@ -24,8 +24,6 @@ std::vector<std::string_view> method_names() {
   for (const Row& row : kMethods) names.push_back(row.name);
   return names;
 }
-
-bool learns(std::string_view method) { return method == "omniquant" || method == "abq"; }
 
 std::unique_ptr<Method> make_method(const Options& options) {
   for (const Row& row : kMethods) {

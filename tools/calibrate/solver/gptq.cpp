@@ -68,7 +68,7 @@ Plan::Plan(const Matrix& w, const Matrix& start, const InverseFactor& factor,
   }
   for (int64_t p = 0; p < live; ++p) group.push_back(out.column_group[column(p)]);
   const bool in_order = factor.columns.natural || options.compacted_groups;
-  if (size == 0 || options.static_groups || !in_order) return;
+  if (size == 0 || options.static_groups || !in_order || options.grids_of != nullptr) return;
   for (int64_t p = 0; p < live; ++p) {
     if (stretches.empty() || stretches.back().group != group[size_t(p)]) {
       stretches.push_back({p, p, group[size_t(p)]});
@@ -128,6 +128,12 @@ class Slab {
   /// Grids of whole rows, and static ones, from the original weights.
   void fit_before() {
     const GridOptions& grid = plan_.options.grid;
+    if (const QuantizedLinear* given = plan_.options.grids_of) {
+      for (int64_t r = first_; r < first_ + rows_; ++r) {
+        for (int64_t g = 0; g < out_.groups; ++g) out_.grid(r, g) = given->grid(r, g);
+      }
+      return;
+    }
     const bool whole_rows = out_.packing.group == 0;
     std::vector<std::vector<int64_t>> places(static_cast<size_t>(out_.groups));
     for (int64_t p = 0; p < plan_.live; ++p) places[plan_.group[size_t(p)]].push_back(p);
@@ -234,6 +240,16 @@ GptqResult gptq(ThreadPool& pool, const Matrix& w, const InverseFactor& factor,
   const auto& order = factor.columns.order;
   std::vector<uint32_t> weak(order.end() - factor.columns.weak, order.end());
   std::sort(weak.begin(), weak.end());
+  if (const QuantizedLinear* given = options.grids_of) {
+    Packing same = given->packing;
+    same.weak_columns = options.grid.packing.weak_columns;  // which have no part in grids
+    same.weak_bf16 = options.grid.packing.weak_bf16;
+    if (given->rows != w.rows() || given->cols != w.cols() || same != options.grid.packing) {
+      throw Error({.what = "the grids are those of another linear",
+                   .expected = fmt::format("{} x {}", w.rows(), w.cols()),
+                   .found = fmt::format("{} x {}", given->rows, given->cols)});
+    }
+  }
   GptqResult result{QuantizedLinear(w.rows(), w.cols(), options.grid.packing, weak)};
   const Plan plan(w, start != nullptr ? *start : w, factor, options, result.linear);
 

@@ -12,6 +12,9 @@ struct GptqOptions {
   /// from the weights as they stand when the block that it begins in is reached. An order by
   /// score with groups is always static, because a file's groups are of original columns.
   bool static_groups = false;
+  /// Codes are chosen on its grids instead of fitted ones; it is of the same shape and packing.
+  /// Must outlive the call.
+  const QuantizedLinear* grids_of = nullptr;
   /// Columns whose corrections to the columns behind them are applied together. Changes nothing but
   /// rounding, and when the grids of groups are taken.
   int block = 128;

@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "tools/convert/json.h"
-#include "tools/convert/torch/state_dict.h"
+#include "tools/convert/state_dict.h"
 
 namespace oq::convert {
 namespace {
@@ -61,8 +61,7 @@ OwqCheckpoint::OwqCheckpoint(const fs::path& file)
   const torch::Dict& root = file_.dict();
   read_settings(root);
   const auto& state = root.get<torch::Dict>("model_state_dict");
-  for (SourceTensor& t : torch::state_dict(state, path_.string()))
-    add(std::move(t), path_.string());
+  for (SourceTensor& t : state_dict(state, path_.string())) add(std::move(t), path_.string());
   check_counts(root.get<torch::Dict>("n_out_dict"));
 }
 

@@ -1,0 +1,174 @@
+/// --method auto: held to every single method, and to its budget.
+
+#include <cmath>
+
+#include <doctest/doctest.h>
+
+#include "runtime/decoder.h"
+#include "tests/calibrate/problem.h"
+#include "tests/support.h"
+#include "tests/tiny_oq.h"
+#include "tests/variants.h"
+#include "tools/calibrate/block.h"
+#include "tools/calibrate/calibration_text.h"
+#include "tools/calibrate/learn/loss.h"
+#include "tools/calibrate/solver/gptq.h"
+#include "tools/calibrate/work_folder.h"
+
+using namespace oq;
+using test::TempDir;
+namespace fs = std::filesystem;
+
+namespace {
+
+calibrate::Options options_of(const TempDir& dir, const char* method, const char* scheme) {
+  calibrate::Options o;
+  o.input = dir / "in.oq";
+  o.output = dir / "out.oq";
+  o.method = method;
+  o.scheme = Scheme::parse(scheme);
+  o.text = "self";
+  o.windows = 3;
+  o.window = 24;
+  o.threads = 2;
+  o.tuning = calibrate::Tuning::mse;
+  o.learning.epochs = 3;
+  o.learning.transform = true;
+  return o;
+}
+
+/// The error of a one-block model's block on its calibration text, once `o` has been run.
+double block_error(const calibrate::Options& o) {
+  calibrate::calibrate(o);
+  const auto model = File::open(o.input);
+  const auto text = calibrate::calibration_text(model, o, {});
+  calibrate::BlockRunner runner(model, o.window, o.threads);
+  const auto size = size_t(o.window * runner.config().hidden);
+  std::vector<float> x(text.windows.size() * size), unused(size);
+  runner.embed(text.windows, x.data());
+  const auto& config = runner.config();
+  const auto before = calibrate::BlockWeights::load(*model, config, 0);
+  const auto after = calibrate::load_finished(*File::open(o.output), config, o.scheme, 0);
+  double sum = 0;
+  for (size_t w = 0; w < text.windows.size(); ++w) {
+    std::vector<float> target(x.begin() + ptrdiff_t(w * size),
+                              x.begin() + ptrdiff_t((w + 1) * size));
+    std::vector<float> y = target;
+    runner.forward(before, {}, target.data(), o.window);
+    runner.forward(after, o.scheme, y.data(), o.window);
+    sum += calibrate::relative_error(y, target, config.hidden, 1, unused);
+  }
+  return sum / double(text.windows.size());
+}
+
+void make_one_block(const TempDir& dir, ModelConfig config) {
+  test::TinyOq tiny;
+  tiny.config = std::move(config);
+  tiny.config.blocks = 1;
+  test::make_tiny_oq(dir / "in.oq", tiny);
+}
+
+}  // namespace
+
+TEST_CASE("no single method leaves a block with less error than all together, in any variant") {
+  const TempDir dir;
+  int better = 0, cases = 0;
+  for (const ModelConfig& config : test::variant_configs()) {
+    make_one_block(dir, config);
+    for (const char* scheme : {"w3a16g64", "w4a6q6kv6", "w2*a8"}) {
+      const std::string name = scheme;
+      CAPTURE(name);
+      const double together = block_error(options_of(dir, "auto", scheme));
+      double least = INFINITY;
+      for (const char* method : {"rtn", "gptq", "awrq", "omniquant"}) {
+        const std::string single = method;
+        if (single == "awrq" && name == "w3a16g64") continue;
+        CAPTURE(single);
+        const double alone = block_error(options_of(dir, method, scheme));
+        CHECK(together <= alone * 1.00001);  // folded norms and biases are stored as f16
+        least = std::min(least, alone);
+      }
+      ++cases;
+      better += together < 0.98 * least ? 1 : 0;
+    }
+  }
+  CHECK(better * 2 > cases);  // and it is for something
+}
+
+TEST_CASE("weak columns are taken where they help") {
+  const TempDir dir;
+  make_one_block(dir, test::tiny_config());
+  auto o = options_of(dir, "auto", "w2a16");
+  const double without = block_error(o);
+  o.weak_columns = 6;
+  CHECK(block_error(o) < without);
+  o.weak_bf16 = true;
+  CHECK(block_error(o) < without);
+  o.weak_bf16 = false;
+  const double owq = [&] {
+    auto single = options_of(dir, "owq", "w2a16");
+    single.weak_columns = 6;
+    return block_error(single);
+  }();
+  CHECK(block_error(o) <= owq * 1.00001);
+}
+
+TEST_CASE("mixed widths keep to their bytes and beat one width of as many") {
+  const TempDir dir;
+  for (const ModelConfig& config : {test::variant_configs()[5], test::tiny_config()}) {
+    make_one_block(dir, config);
+    const double three = block_error(options_of(dir, "gptq", "w3a16g64"));
+    const auto file = File::open(dir / "out.oq");
+    const double bits = linear_bytes(*file, ModelConfig::load(*file)).bits_per_weight();
+    double before = INFINITY;
+    for (const double target : {bits - 0.2, bits, bits + 0.3}) {
+      CAPTURE(target);
+      auto o = options_of(dir, "auto", "w3a16g64");
+      o.target_bits = target;
+      const double error = block_error(o);
+      const auto mixed = File::open(dir / "out.oq");
+      const LinearBytes used = linear_bytes(*mixed, ModelConfig::load(*mixed));
+      CHECK(used.bytes <= uint64_t(target * double(used.weights) / 8));
+      CHECK(used.bits_per_weight() > target - 0.5);  // what there is is spent
+      if (target >= bits) CHECK(error <= three * 1.00001);
+      CHECK(error < before);
+      before = error;
+      std::vector<int> widths;
+      for (const TensorInfo& t : mixed->tensors()) {
+        if (t.kind == Kind::packed && t.name.rfind("blocks.", 0) == 0)
+          widths.push_back(t.packing.bits);
+      }
+      CHECK(*std::max_element(widths.begin(), widths.end()) >
+            *std::min_element(widths.begin(), widths.end()));
+      Decoder d(mixed, make_cpu_backend(1), {.context = 16});
+      const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
+      for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
+    }
+    auto o = options_of(dir, "auto", "w3a16g64");
+    o.target_bits = 2;
+    CHECK_THROWS_WITH_AS(calibrate::calibrate(o), doctest::Contains("--target-bits"), Error);
+  }
+}
+
+TEST_CASE("errors are made up for on grids that are given") {
+  ThreadPool pool(2);
+  const test::Problem p(24, 96, 5);
+  const auto moments = p.moments(pool);
+  calibrate::GptqOptions options{.grid = {.packing = {.bits = 3, .group = 32}}};
+  const auto rounded = calibrate::round_to_nearest(pool, p.w, options.grid);
+  options.grids_of = &rounded;
+  const auto factor = calibrate::invert(pool, moments.hessian,
+                                        calibrate::column_order(96, {}, diagonal(moments.hessian)));
+  const auto q = calibrate::gptq(pool, p.w, factor, options).linear;
+  for (size_t i = 0; i < q.grids.size(); ++i) {
+    CHECK(q.grids[i].scale == rounded.grids[i].scale);
+    CHECK(q.grids[i].zero == rounded.grids[i].zero);
+  }
+  const auto error = [&](const calibrate::QuantizedLinear& l) {
+    return calibrate::relative_output_error(pool, p.w, l.dequantize(), moments.hessian);
+  };
+  CHECK(error(q) < 0.9 * error(rounded));
+  options.grid.packing.bits = 4;
+  CHECK_THROWS_WITH_AS(calibrate::gptq(pool, p.w, factor, options),
+                       doctest::Contains("another linear"), Error);
+}

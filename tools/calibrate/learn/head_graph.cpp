@@ -1,0 +1,123 @@
+#include "tools/calibrate/learn/head_graph.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tools/calibrate/learn/ops.h"
+#include "tools/calibrate/learn/product.h"
+
+namespace oq::calibrate {
+
+HeadGraph::HeadGraph(const File& file, const ModelConfig& config, ThreadPool& pool)
+    : config_(config),
+      pool_(pool),
+      head_(read_tensor(file, config.tied_head ? "embedding" : "head")) {
+  if (config.final_norm) norm_.weight = read_tensor(file, "final_norm");
+  if (config.final_norm && config.norm == NormKind::layer) {
+    norm_.bias = read_tensor(file, "final_norm.bias");
+  }
+  if (config.projected()) project_ = read_tensor(file, "project_out");
+}
+
+/// What the head's linear takes.
+const float* HeadGraph::head_input(const float* x, int64_t tokens) {
+  const int64_t n = config_.hidden;
+  if (config_.final_norm) {
+    normed_.resize(size_t(tokens * n));
+    norm_forward(pool_, norm_, float(config_.norm_eps), x, tokens, n, normed_.data());
+    x = normed_.data();
+  }
+  if (!config_.projected()) return x;
+  projected_.resize(size_t(tokens * config_.table_width()));
+  multiply(pool_, {.m = tokens,
+                   .n = config_.table_width(),
+                   .k = n,
+                   .a = {x, n},
+                   .b = {project_.data(), n, true},
+                   .c = projected_.data(),
+                   .c_stride = config_.table_width()});
+  return projected_.data();
+}
+
+double HeadGraph::loss(const float* x, std::span<const int32_t> window, float* d_x) {
+  const auto tokens = int64_t(window.size());
+  const int64_t n = config_.hidden, width = config_.table_width(), vocab = config_.vocab;
+  const float* input = head_input(x, tokens);
+  d_input_.assign(d_x != nullptr ? size_t(tokens * width) : 0, 0);
+  double sum = 0;
+  for (int64_t first = 0; first + 1 < tokens; first += kTokens) {
+    const int64_t m = std::min(kTokens, tokens - 1 - first);
+    logits_.resize(size_t(m * vocab));
+    multiply(pool_, {.m = m,
+                     .n = vocab,
+                     .k = width,
+                     .a = {input + first * width, width},
+                     .b = {head_.data(), width, true},
+                     .c = logits_.data(),
+                     .c_stride = vocab});
+    sum += chunk(window.subspan(size_t(first + 1), size_t(m)), first, 1.0 / double(tokens - 1),
+                 d_x != nullptr);
+  }
+  if (d_x == nullptr) return sum;
+  const float* d = d_input_.data();
+  if (config_.projected()) {
+    d_normed_.resize(size_t(tokens * n));
+    multiply(pool_, {.m = tokens,
+                     .n = n,
+                     .k = width,
+                     .a = {d, width},
+                     .b = {project_.data(), n},
+                     .c = d_normed_.data(),
+                     .c_stride = n});
+    d = d_normed_.data();
+  }
+  if (!config_.final_norm) {
+    std::copy_n(d, tokens * n, d_x);
+    return sum;
+  }
+  std::fill_n(d_x, tokens * n, 0.0f);
+  NormBackward{.rms = norm_.bias.empty(),
+               .eps = float(config_.norm_eps),
+               .n = n,
+               .weight = norm_.weight.data(),
+               .d_weight = nullptr,
+               .d_bias = nullptr}
+      .run(pool_, x, d, tokens, d_x);
+  return sum;
+}
+
+/// The loss of the tokens from `first` on, whose logits are there; `backward` makes these the
+/// softmax minus what came next, and takes that through the head.
+double HeadGraph::chunk(std::span<const int32_t> next, int64_t first, double share, bool backward) {
+  const int64_t vocab = config_.vocab, width = config_.table_width();
+  losses_.assign(next.size(), 0);
+  pool_.parallel_for(int64_t(next.size()), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* row = logits_.data() + t * vocab;
+      const float most = *std::max_element(row, row + vocab);
+      double sum = 0;
+      for (int64_t v = 0; v < vocab; ++v) sum += std::exp(double(row[v]) - double(most));
+      const double log_sum = double(most) + std::log(sum);
+      losses_[size_t(t)] = share * (log_sum - double(row[next[size_t(t)]]));
+      if (!backward) continue;
+      for (int64_t v = 0; v < vocab; ++v) {
+        row[v] = float(share * std::exp(double(row[v]) - log_sum));
+      }
+      row[next[size_t(t)]] -= float(share);
+    }
+  });
+  if (backward) {
+    multiply(pool_, {.m = int64_t(next.size()),
+                     .n = width,
+                     .k = vocab,
+                     .a = {logits_.data(), vocab},
+                     .b = {head_.data(), width},
+                     .c = d_input_.data() + first * width,
+                     .c_stride = width});
+  }
+  double sum = 0;
+  for (double l : losses_) sum += l;
+  return sum;
+}
+
+}  // namespace oq::calibrate

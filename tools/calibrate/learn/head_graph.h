@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "tools/calibrate/block.h"
+
+namespace oq::calibrate {
+
+/// What stands behind the last block, in fp32: final norm, projection, head, and the
+/// language-model loss of a window. Nothing of it is learned. Memory: the head in fp32, and the
+/// logits of kTokens tokens.
+class HeadGraph {
+ public:
+  /// The pool must outlive this.
+  HeadGraph(const File& file, const ModelConfig& config, ThreadPool& pool);
+
+  /// x [tokens][hidden], behind the last block, of the tokens of `window`: the mean of
+  /// -log p(window[t + 1]) over t. Where d_x is not null, the gradient goes there, in x's shape.
+  double loss(const float* x, std::span<const int32_t> window, float* d_x);
+
+ private:
+  static constexpr int64_t kTokens = 64;  ///< whose logits exist at a time
+
+  const float* head_input(const float* x, int64_t tokens);
+  double chunk(std::span<const int32_t> next, int64_t first, double share, bool backward);
+
+  ModelConfig config_;
+  ThreadPool& pool_;
+  NormWeights norm_;
+  std::vector<float> project_, head_;
+  std::vector<float> normed_, projected_, logits_, d_input_, d_normed_;
+  std::vector<double> losses_;
+};
+
+}  // namespace oq::calibrate

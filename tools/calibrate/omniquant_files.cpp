@@ -1,0 +1,223 @@
+/// What OmniQuant's code saves (spec: docs/calibration.md, "Learned parameters"), by our names.
+
+#include "tools/calibrate/omniquant_files.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "format/half.h"
+#include "tools/calibrate/block.h"
+#include "tools/tensor_files/torch/file.h"
+
+namespace oq::calibrate {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Name {
+  std::string_view theirs, ours;
+};
+constexpr Name kLinears[] = {{"self_attn.q_proj", "q"},
+                             {"self_attn.k_proj", "k"},
+                             {"self_attn.v_proj", "v"},
+                             {"self_attn.o_proj", "o"},
+                             {"self_attn.out_proj", "o"},
+                             {"mlp.gate_proj", "gate"},
+                             {"mlp.up_proj", "up"},
+                             {"mlp.down_proj", "down"},
+                             {"fc1", "up"},
+                             {"fc2", "down"}};
+constexpr Name kExpertLinears[] = {{"w1", "gate"}, {"w2", "down"}, {"w3", "up"}};
+constexpr Name kBounds[] = {{".weight_quantizer.upbound_factor", ".upper"},
+                            {".weight_quantizer.lowbound_factor", ".lower"}};
+constexpr Name kPairs[] = {{"qkv_smooth_scale", "qkv.scale"}, {"qkv_smooth_shift", "qkv.shift"},
+                           {"out_smooth_scale", "o.scale"},   {"out_smooth_shift", "o.shift"},
+                           {"fc1_smooth_scale", "mlp.scale"}, {"fc1_smooth_shift", "mlp.shift"},
+                           {"qkt_smooth_scale", "qk.scale"}};
+
+template <size_t N>
+const Name* find(const Name (&names)[N], std::string_view theirs) {
+  const Name* it = std::find_if(std::begin(names), std::end(names),
+                                [&](const Name& n) { return n.theirs == theirs; });
+  return it == std::end(names) ? nullptr : it;
+}
+
+/// "self_attn.q_proj" is "q", "block_sparse_moe.experts.3.w1" "experts.3.gate"; "" where it is
+/// none of ours.
+std::string linear_of(std::string_view theirs) {
+  if (const Name* known = find(kLinears, theirs)) return std::string(known->ours);
+  constexpr std::string_view kMoe = "block_sparse_moe.";
+  const size_t dot = theirs.rfind('.');
+  if (theirs.substr(0, kMoe.size()) != kMoe || dot <= kMoe.size()) return {};
+  const Name* known = find(kExpertLinears, theirs.substr(dot + 1));
+  if (known == nullptr) return {};
+  return fmt::format("{}.{}", theirs.substr(kMoe.size(), dot - kMoe.size()), known->ours);
+}
+
+/// Rows of every linear of a block.
+std::map<std::string, int64_t> rows_of(const ModelConfig& config) {
+  constexpr std::string_view kPrefix = "blocks.0.";
+  std::map<std::string, int64_t> rows;
+  for (const TensorSpec& spec : tensor_specs(config)) {
+    if (spec.role != Role::linear || spec.name.rfind(kPrefix, 0) != 0) continue;
+    rows[spec.name.substr(kPrefix.size())] = spec.rows;
+  }
+  return rows;
+}
+
+template <class T>
+void append(const std::vector<std::byte>& bytes, std::vector<float>& values) {
+  for (size_t at = 0; at < bytes.size(); at += sizeof(T)) {
+    T v;
+    std::memcpy(&v, bytes.data() + at, sizeof(T));
+    values.push_back(to_float(v));
+  }
+}
+
+std::vector<float> floats(const torch::Tensor& t) {
+  std::vector<std::byte> bytes(t.elements() * t.dtype->bytes);
+  t.read(0, t.elements(), bytes.data());
+  std::vector<float> values;
+  values.reserve(t.elements());
+  if (t.dtype->name == "F16") {
+    append<f16>(bytes, values);
+  } else if (t.dtype->name == "BF16") {
+    append<bf16>(bytes, values);
+  } else if (t.dtype->name == "F32") {
+    append<float>(bytes, values);
+  } else {
+    throw Error({.what = "is of no type of parameters",
+                 .expected = "float16, bfloat16 or float32",
+                 .found = std::string(t.dtype->torch)});
+  }
+  return values;
+}
+
+/// One of a block's tensors.
+struct Named {
+  std::string name;
+  Matrix matrix;
+};
+Named parameter(std::string_view theirs, std::vector<float> values,
+                const std::map<std::string, int64_t>& rows) {
+  if (const Name* pair = find(kPairs, theirs)) {
+    std::string name(pair->ours);
+    if (name.ends_with(".scale")) {
+      for (float& v : values) {
+        if (v != 0 && std::fabs(v) < 0.01f) v = std::copysign(0.01f, v);
+      }
+    }
+    const auto n = int64_t(values.size());
+    return {std::move(name), Matrix(1, n, std::move(values))};
+  }
+  for (const Name& bound : kBounds) {
+    if (!theirs.ends_with(bound.theirs)) continue;
+    const std::string linear = linear_of(theirs.substr(0, theirs.size() - bound.theirs.size()));
+    const auto known = rows.find(linear);
+    if (known == rows.end()) break;
+    const auto n = int64_t(values.size());
+    if (n == 0 || n % known->second != 0) {
+      throw Error({.what = "has no whole number of groups in a row",
+                   .expected = fmt::format("a multiple of {} rows", known->second),
+                   .found = std::to_string(n)});
+    }
+    return {linear + std::string(bound.ours),
+            Matrix(known->second, n / known->second, std::move(values))};
+  }
+  throw Error({.what = "is not a parameter of this model",
+               .hint = "files of LLaMA, OPT and Mixtral are read"});
+}
+
+const torch::Tensor& tensor_of(const torch::Value& value) {
+  const auto* tensor = value.as<torch::Tensor>();
+  if (tensor == nullptr) {
+    throw Error({.what = "is no tensor", .found = std::string(value.kind())});
+  }
+  return *tensor;
+}
+
+std::string text_of(const torch::Value& key) {
+  const auto* name = key.as<std::string_view>();
+  return name != nullptr ? std::string(*name) : std::string();
+}
+
+/// "model.layers.3.self_attn.q_proj" is blocks.3.q; -1 where it is no linear of a block.
+struct LinearPlace {
+  int64_t block = -1;
+  std::string name;
+};
+LinearPlace place_of(const std::string& theirs) {
+  constexpr std::string_view kLayers = "layers.";
+  const size_t at = theirs.find(kLayers);
+  if (at == std::string::npos) return {};
+  const std::string rest = theirs.substr(at + kLayers.size());
+  const size_t dot = rest.find('.');
+  if (dot == std::string::npos || dot == 0 || dot > 6) return {};
+  if (!std::all_of(rest.begin(), rest.begin() + ptrdiff_t(dot),
+                   [](char c) { return c >= '0' && c <= '9'; })) {
+    return {};
+  }
+  return {std::stoll(rest.substr(0, dot)), linear_of(rest.substr(dot + 1))};
+}
+
+/// Vectors of one file, "q.largest" or "q.middle", into blocks.
+void add_ranges(const fs::path& path, const char* suffix, std::vector<BlockParameters>& blocks) {
+  const torch::File file(path);
+  for (const auto& [key, value] : file.dict().items()) {
+    const std::string theirs = text_of(key);
+    const LinearPlace place = place_of(theirs);
+    if (place.name.empty()) continue;  // embedding's, head's
+    with_place(fmt::format("{}, '{}'", path.string(), theirs), [&, &value = value] {
+      if (place.block >= int64_t(blocks.size())) {
+        throw Error({.what = "is of no block of this model",
+                     .expected = fmt::format("less than {} blocks", blocks.size())});
+      }
+      std::vector<float> v = floats(tensor_of(value));
+      const auto n = int64_t(v.size());
+      Matrix m(1, n, std::move(v));
+      check_finite(m, theirs);
+      blocks[size_t(place.block)].insert_or_assign(place.name + suffix, std::move(m));
+    });
+  }
+}
+
+}  // namespace
+
+std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
+                                                       const ModelConfig& config) {
+  const torch::File file(path);
+  const auto rows = rows_of(config);
+  std::vector<BlockParameters> blocks(static_cast<size_t>(config.blocks));
+  for (const auto& [key, value] : file.dict().items()) {
+    const auto* index = key.as<int64_t>();
+    const auto* tensors = value.as<torch::Dict>();
+    if (index == nullptr || tensors == nullptr || *index < 0 || *index >= config.blocks) {
+      throw Error(
+          {.what = "is no file of OmniQuant's parameters for this model",
+           .where = path.string(),
+           .expected = fmt::format("a dict of tensors for each of {} blocks", config.blocks),
+           .found = index != nullptr ? fmt::format("block {}", *index) : "'" + text_of(key) + "'"});
+    }
+    for (const auto& [name, tensor] : tensors->items()) {
+      const std::string theirs = text_of(name);
+      with_place(
+          fmt::format("{}, block {}, '{}'", path.string(), *index, theirs), [&, &tensor = tensor] {
+            Named found = parameter(theirs, floats(tensor_of(tensor)), rows);
+            blocks[size_t(*index)].insert_or_assign(std::move(found.name), std::move(found.matrix));
+          });
+    }
+  }
+  return blocks;
+}
+
+std::vector<BlockParameters> read_input_ranges(const fs::path& scales, const fs::path& shifts,
+                                               const ModelConfig& config) {
+  std::vector<BlockParameters> blocks(static_cast<size_t>(config.blocks));
+  if (!scales.empty()) add_ranges(scales, ".largest", blocks);
+  if (!shifts.empty()) add_ranges(shifts, ".middle", blocks);
+  return blocks;
+}
+
+}  // namespace oq::calibrate

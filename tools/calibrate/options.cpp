@@ -1,0 +1,47 @@
+#include "tools/calibrate/options.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace oq::calibrate {
+
+bool learns(std::string_view method) {
+  return method == "omniquant" || method == "abq" || method == "auto";
+}
+
+std::string applied_options(const Options& o) {
+  std::string t = fmt::format("--method {} --scheme {}", o.method, o.scheme.str());
+  if (!learns(o.method)) return t;
+  const Learning& l = o.learning;
+  return t + (l.clip ? "" : " --no-lwc") + (l.transform ? " --let" : " --no-let") +
+         (l.faithful ? " --faithful" : "");
+}
+
+std::string training_options(const Options& o) {
+  std::string t = fmt::format("--tuning {}", o.tuning == Tuning::mse ? "mse" : "minmax");
+  if (!o.text.empty()) {
+    t += fmt::format(" --windows {} --window {} --seed {}", o.windows, o.window, o.seed);
+  }
+  if (o.target_bits > 0) t += fmt::format(" --target-bits {}", o.target_bits);
+  if (o.weak_columns > 0) t += fmt::format(" --weak-columns {}", o.weak_columns);
+  if (!o.layers.empty()) t += fmt::format(" --layers {}", fmt::join(o.layers, ","));
+  if (o.paper_counts) t += " --paper-counts";
+  if (o.weak_bf16) t += " --weak-type bf16";
+  if (!o.act_order) t += " --no-act-order";
+  if (o.static_groups) t += " --static-groups";
+  if (o.true_sequential) t += " --true-sequential";
+  t += fmt::format(" --damp {}", o.damp);
+  if (learns(o.method)) {
+    const Learning& l = o.learning;
+    t += fmt::format(" --epochs {} --batch-size {}", l.epochs, l.batch);
+    if (l.clip) t += fmt::format(" --lwc-lr {}", l.clip_rate);
+    if (l.transform) t += fmt::format(" --let-lr {} --alpha {}", l.transform_rate, o.alpha);
+    if (l.aug_loss) t += " --aug-loss";
+    if (!o.act_scales.empty()) t += " --act-scales " + o.act_scales.filename().string();
+    if (!o.act_shifts.empty()) t += " --act-shifts " + o.act_shifts.filename().string();
+  }
+  if (o.smooth) t += fmt::format(" --smooth --alpha {} --min-scale {}", o.alpha, o.min_scale);
+  return t;
+}
+
+}  // namespace oq::calibrate
