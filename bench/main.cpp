@@ -94,11 +94,12 @@ BenchReport measure(const Options& o) {
   int64_t context = 0;
   for (const ThroughputTest& t : tests) context = std::max(context, t.depth + t.tokens);
   const auto file = open_model(o, context);
-  Decoder decoder(file, tool::make_backend(o.backend, o.threads),
-                  {.context = context,
-                   .sequences = *std::max_element(o.batches.begin(), o.batches.end()),
-                   .exact = o.exact,
-                   .kv_bits = o.kv_bits});
+  Decoder decoder =
+      tool::make_decoder(file, {o.backend, o.threads, o.quiet},
+                         {.context = context,
+                          .sequences = *std::max_element(o.batches.begin(), o.batches.end()),
+                          .exact = o.exact,
+                          .kv_bits = o.kv_bits});
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - start;
   BandwidthProbe probe(0, tensor_bytes(*file));
   BenchReport r;

@@ -31,14 +31,14 @@ void bring_to(Decoder& decoder, int64_t depth, int64_t batch) {
   }
 }
 
-/// One token of each sequence.
+/// One token of each sequence, and its successor's choice by the largest logit.
 void step(Decoder& decoder, int32_t token, int64_t position, int64_t batch) {
   const auto n = static_cast<size_t>(batch);
   const std::vector<int32_t> tokens(n, token), positions(n, static_cast<int32_t>(position));
   std::vector<int32_t> rows(n);
   std::iota(rows.begin(), rows.end(), 0);
   decoder.step({.tokens = tokens, .positions = positions, .sequences = rows, .logit_rows = rows});
-  for (int64_t i = 0; i < batch; ++i) decoder.logits(i);
+  for (int64_t i = 0; i < batch; ++i) decoder.rank({.vocab = decoder.config().vocab}, i);
 }
 
 double seconds(Decoder& decoder, const ThroughputTest& test, std::span<const int32_t> ids) {

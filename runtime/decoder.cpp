@@ -46,14 +46,16 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
                  .hint = "choose a smaller --ctx (oq-eval: --window; oq-bench: -p, -n and -d)"});
   }
   check_tensors(*file_, plan_.config);
+  const ModelConfig& c = plan_.config;
+  plan_.tensors = file_->tensors();
+  plan_.buffers = {c.hidden, c.q_width() + 2 * c.kv_width(), c.q_width(), c.mlp};
+  if (c.projected()) plan_.buffers.push_back(c.embedding_width);
   backend_->configure(plan_);
   load_weights();
-  const ModelConfig& c = plan_.config;
-  if (c.projected()) embedded_ = backend_->buffer(c.embedding_width);
-  x_ = backend_->buffer(c.hidden);
-  qkv_ = backend_->buffer(c.q_width() + 2 * c.kv_width());
-  attn_ = backend_->buffer(c.q_width());
-  mlp_ = backend_->buffer(c.mlp);
+  std::unique_ptr<Buffer>* const buffers[] = {&x_, &qkv_, &attn_, &mlp_, &embedded_};
+  for (size_t i = 0; i < plan_.buffers.size(); ++i) {
+    *buffers[i] = backend_->buffer(plan_.buffers[i]);
+  }
   lengths_.assign(size_t(plan_.sequences), 0);
 }
 
@@ -160,10 +162,12 @@ void Decoder::head() {
 
 void Decoder::step(const Batch& batch) {
   std::vector<int64_t> lengths = lengths_after(batch);
-  backend_->begin(batch);
-  embed();
-  for (size_t i = 0; i < blocks_.size(); ++i) forward(blocks_[i], int64_t(i));
-  if (!batch.logit_rows.empty()) head();
+  if (backend_->begin(batch)) {
+    embed();
+    for (size_t i = 0; i < blocks_.size(); ++i) forward(blocks_[i], int64_t(i));
+    if (!batch.logit_rows.empty()) head();
+  }
+  backend_->end();
   lengths_ = std::move(lengths);
 }
 
@@ -214,7 +218,14 @@ std::vector<int64_t> Decoder::lengths_after(const Batch& batch) const {
   return lengths;
 }
 
-std::span<const float> Decoder::feed(std::span<const int32_t> tokens, int32_t sequence) {
+int32_t Decoder::sample(Sampler& sampler, int64_t vocab, int64_t i) {
+  if (const auto request = sampler.request(vocab)) {
+    if (const auto id = sampler.sample_ranked(backend_->rank(i, *request))) return *id;
+  }
+  return sampler.sample(backend_->read_logits(i).first(size_t(vocab)));
+}
+
+void Decoder::append(std::span<const int32_t> tokens, int32_t sequence) {
   if (tokens.empty()) {
     throw Error({.what = "there are no tokens to feed",
                  .where = "decoder",
@@ -242,7 +253,6 @@ std::span<const float> Decoder::feed(std::span<const int32_t> tokens, int32_t se
           .logit_rows = ends ? std::span(&last, 1) : std::span<const int32_t>()});
     tokens = tokens.subspan(n);
   }
-  return logits(0);
 }
 
 void Decoder::truncate(int64_t length, int32_t sequence) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/backend/backend.h"
+#include "runtime/sampler.h"
 
 namespace oq {
 
@@ -39,9 +40,21 @@ class Decoder {
   /// The logits that the last step's logit_rows[i] asked for; valid until the next step.
   std::span<const float> logits(int64_t i = 0) { return backend_->read_logits(i); }
 
-  /// Appends `tokens` to a sequence, in steps of up to max_rows, and returns the logits after the
-  /// last one.
-  std::span<const float> feed(std::span<const int32_t> tokens, int32_t sequence = 0);
+  /// The token that `sampler` draws from the first `vocab` of those logits. A device ranks them
+  /// itself where the sampler can do with few.
+  int32_t sample(Sampler& sampler, int64_t vocab, int64_t i = 0);
+  const Ranking& rank(const RankRequest& request, int64_t i = 0) {
+    return backend_->rank(i, request);
+  }
+
+  /// Appends `tokens` to a sequence, in steps of up to max_rows; the last leaves the logits after
+  /// the last token.
+  void append(std::span<const int32_t> tokens, int32_t sequence = 0);
+  /// The same, and returns them.
+  std::span<const float> feed(std::span<const int32_t> tokens, int32_t sequence = 0) {
+    append(tokens, sequence);
+    return logits(0);
+  }
 
   int64_t length(int32_t sequence = 0) const;
   /// Forgets everything from position `length` on.

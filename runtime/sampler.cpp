@@ -106,17 +106,69 @@ int32_t Sampler::sample(std::span<const float> logits) {
   return draw();
 }
 
-void Sampler::penalize() {
-  if (params_.repeat_penalty == 1) return;
+std::optional<RankRequest> Sampler::request(int64_t vocab) {
+  window_ = window(size_t(vocab));
+  RankRequest r{.vocab = vocab, .count = int64_t(window_.size()), .also = window_};
+  if (params_.temperature == 0) {
+    r.count += 1;
+  } else if (params_.top_k > 0) {
+    r.count += std::min(params_.top_k, vocab);
+  } else if (params_.top_p < 1 && window_.empty()) {
+    r.count = kMostRanked;
+    r.temperature = params_.temperature;
+  } else {
+    return std::nullopt;
+  }
+  if (r.count > kMostRanked || r.count >= vocab) return std::nullopt;
+  return r;
+}
+
+std::optional<int32_t> Sampler::sample_ranked(const Ranking& ranking) {
+  if (!ranking.finite) return std::nullopt;
+  candidates_.clear();
+  // What the penalty moves is known whatever its rank; what it leaves keeps its order.
+  for (const Ranking::Token& t : ranking.tokens) {
+    if (std::binary_search(window_.begin(), window_.end(), t.id)) continue;
+    candidates_.push_back({t.id, t.logit, 0});
+  }
+  for (size_t i = 0; i < window_.size(); ++i) {
+    candidates_.push_back({window_[i], penalized(ranking.also[i]), 0});
+  }
+  if (params_.temperature == 0) {
+    rank(1);
+    return candidates_.front().id;
+  }
+  keep_top_k();
+  weigh();
+  if (params_.top_k > 0) {
+    keep_top_p();
+  } else if (!keep_top_p_of(ranking.total)) {
+    return std::nullopt;
+  }
+  keep_min_p();
+  return draw();
+}
+
+/// The tokens that the penalty looks at, ascending.
+std::vector<int32_t> Sampler::window(size_t vocab) const {
+  if (params_.repeat_penalty == 1) return {};
   const size_t n = std::min(history_.size(), size_t(params_.repeat_window));
   std::vector<int32_t> recent(history_.end() - std::ptrdiff_t(n), history_.end());
   std::sort(recent.begin(), recent.end());
   recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
+  std::erase_if(recent, [&](int32_t id) { return id < 0 || size_t(id) >= vocab; });
+  return recent;
+}
+
+float Sampler::penalized(float logit) const {
   const float penalty = float(params_.repeat_penalty);
-  for (const int32_t id : recent) {
-    if (id < 0 || size_t(id) >= candidates_.size()) continue;
+  return logit > 0 ? logit / penalty : std::max(logit * penalty, -3e38f);
+}
+
+void Sampler::penalize() {
+  for (const int32_t id : window(candidates_.size())) {
     float& logit = candidates_[size_t(id)].logit;
-    logit = logit > 0 ? logit / penalty : std::max(logit * penalty, -3e38f);
+    logit = penalized(logit);
   }
 }
 
@@ -169,6 +221,21 @@ void Sampler::keep_top_p() {
     }
     if (n == candidates_.size()) return;
   }
+}
+
+/// The same, of candidates in order that are not all; their weights and the others' come to about
+/// `total`. False where that does not tell.
+bool Sampler::keep_top_p_of(double total) {
+  const double target = params_.top_p * total, doubt = 1e-9 * total;
+  double sum = 0;
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    sum += candidates_[i].weight;
+    if (std::fabs(sum - target) <= doubt) return false;
+    if (sum < target) continue;
+    candidates_.resize(i + 1);
+    return true;
+  }
+  return false;
 }
 
 void Sampler::keep_min_p() {

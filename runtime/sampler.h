@@ -2,8 +2,11 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
+
+#include "runtime/ranking.h"
 
 namespace oq {
 
@@ -50,6 +53,16 @@ class Sampler {
   /// Throws oq::Error when `logits` is empty or holds a NaN or an infinity.
   int32_t sample(std::span<const float> logits);
 
+  /// What would do in place of `vocab` logits: greedy choice and top-k need the likeliest and the
+  /// penalty's window, top-p the likeliest and the sum of all weights. Nothing where more than
+  /// kMostRanked would be needed, or every token can be drawn. Valid until the next call.
+  std::optional<RankRequest> request(int64_t vocab);
+
+  /// The token that `sample` would give for those logits. Nothing, and then nothing has changed,
+  /// where the answer to `request` does not decide it: the nucleus goes on beyond it, or ends so
+  /// close to top_p that the sum's rounding matters; or a logit is not finite.
+  std::optional<int32_t> sample_ranked(const Ranking& ranking);
+
   /// Tells the sampler what the sequence holds: every token of prompt and answer, in order.
   void accept(int32_t id) { history_.push_back(id); }
 
@@ -65,8 +78,11 @@ class Sampler {
     double weight;  ///< exp((logit - largest) / temperature)
   };
 
+  std::vector<int32_t> window(size_t vocab) const;
+  float penalized(float logit) const;
   void penalize();
   int32_t greedy() const;
+  bool keep_top_p_of(double total);
   void keep_top_k();
   void weigh();
   void keep_top_p();
@@ -79,6 +95,7 @@ class Sampler {
   Random random_;
   std::vector<int32_t> history_;
   std::vector<Candidate> candidates_;
+  std::vector<int32_t> window_;  ///< of the last request
 };
 
 }  // namespace oq

@@ -11,7 +11,10 @@ namespace {
 
 void check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error({.what = what, .where = "cuBLAS", .found = cublasGetStatusString(status)});
+  throw DeviceError({.what = what,
+                     .where = "cuBLAS",
+                     .found = cublasGetStatusString(status),
+                     .hint = "use --backend cpu"});
 }
 
 cublasHandle_t handle_of(const Gemm& g) { return static_cast<cublasHandle_t>(g.handle()); }

@@ -16,7 +16,7 @@ struct GemmArgs {
 };
 
 /// A library's matrix product: cuBLAS (gemm.cpp), or plain loops on the emulator
-/// (tests/simt/gemm.cpp). One to a stream, which must outlive it; failures throw oq::Error.
+/// (tests/simt/gemm.cpp). One to a stream, which must outlive it; failures throw DeviceError.
 class Gemm {
  public:
   explicit Gemm(Stream& stream);

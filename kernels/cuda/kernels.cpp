@@ -35,6 +35,10 @@ void start_lookup_dense(Stream&, const LookupArgs<DenseMatrix>&);
 void start_norm(Stream&, const NormRowsArgs&);
 void start_route(Stream&, const RouteArgs&);
 void start_combine(Stream&, const CombineArgs&);
+void start_rank(Stream&, const RankArgs&);
+void start_nothing(Stream&, const int&);
+void start_read(Stream&, const ReadArgs&);
+void start_copy(Stream&, const CopyArgs&);
 
 namespace {
 
@@ -222,6 +226,10 @@ Single<const LookupArgs<DenseMatrix>&> lookup_dense_rows = {
 Single<const NormRowsArgs&> norm_rows_rows = {{{"norm of rows", Only::one, start_norm}}};
 Single<const RouteArgs&> route_rows = {{{"route", Only::one, start_route}}};
 Single<const CombineArgs&> combine_rows = {{{"combine experts", Only::one, start_combine}}};
+Single<const RankArgs&> rank_rows = {{{"rank", Only::one, start_rank}}};
+Single<const int&> nothing_rows = {{{"nothing", Only::one, start_nothing}}};
+Single<const ReadArgs&> read_rows = {{{"read", Only::one, start_read}}};
+Single<const CopyArgs&> copy_rows = {{{"copy", Only::one, start_copy}}};
 
 /// Calls the row of this key.
 template <class Rows, class Key, class... Args>
@@ -295,6 +303,10 @@ void norm_rows(Stream& stream, const NormRowsArgs& a) {
 }
 void route(Stream& stream, const RouteArgs& a) { dispatch(route_rows, Only::one, stream, a); }
 void combine(Stream& stream, const CombineArgs& a) { dispatch(combine_rows, Only::one, stream, a); }
+void rank(Stream& stream, const RankArgs& a) { dispatch(rank_rows, Only::one, stream, a); }
+void run_nothing(Stream& stream) { dispatch(nothing_rows, Only::one, stream, 0); }
+void read_memory(Stream& stream, const ReadArgs& a) { dispatch(read_rows, Only::one, stream, a); }
+void copy_memory(Stream& stream, const CopyArgs& a) { dispatch(copy_rows, Only::one, stream, a); }
 
 std::vector<Reached> reached() {
   std::vector<Reached> list;
@@ -314,6 +326,10 @@ std::vector<Reached> reached() {
   count(norm_rows_rows, list);
   count(route_rows, list);
   count(combine_rows, list);
+  count(rank_rows, list);
+  count(nothing_rows, list);
+  count(read_rows, list);
+  count(copy_rows, list);
   return list;
 }
 

@@ -212,6 +212,57 @@ struct CombineArgs {
 };
 void combine(Stream& stream, const CombineArgs& args);
 
+/// The likeliest tokens of one row of logits, largest logit first and the lowest id first of equal
+/// ones; and the sum of exp((logit - largest) / temperature) over all, where that is above 0.
+constexpr int kRankMost = 128;    ///< tokens that come out
+constexpr int kRankChunk = 4096;  ///< logits of a block
+constexpr int kRankBlocks = 64;   ///< at the most
+struct RankPart {
+  uint64_t keys[kRankMost];
+  double total;
+  float top;
+  bool finite;
+};
+struct RankResult {
+  double total;
+  int32_t ids[kRankMost];
+  float logits[kRankMost], also[kRankMost];
+  int32_t finite;  ///< 0: a logit is not, and the rest says nothing
+};
+struct RankArgs {
+  const float* logits;
+  int vocab, blocks;
+  int keep;  ///< 1 or kRankMost
+  double temperature;
+  const int32_t* also;  ///< ids whose logits come out too
+  int also_count;
+  RankPart* parts;  ///< scratch [blocks]
+  RankResult* out;
+};
+void rank(Stream& stream, const RankArgs& args);
+
+/// An empty kernel.
+void run_nothing(Stream& stream);
+
+/// Reads `bytes`, a multiple of 16, once: sums[thread] is the xor of a thread's words, and all of
+/// them together that of all words.
+struct ReadArgs {
+  const void* from;
+  int64_t bytes;
+  int blocks;      ///< of kReadThreads threads
+  uint32_t* sums;  ///< [blocks][kReadThreads]
+};
+constexpr int kReadThreads = 256;
+void read_memory(Stream& stream, const ReadArgs& args);
+
+struct CopyArgs {
+  const void* from;
+  void* to;
+  int64_t bytes;  ///< a multiple of 16
+  int blocks;
+};
+void copy_memory(Stream& stream, const CopyArgs& args);
+
 /// Every row of the table and how often it ran in this process: what a test holds to "all".
 struct Reached {
   std::string name;

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "format/bytes.h"
-#include "format/error.h"
+#include "kernels/cuda/stream.h"
 
 namespace oq::cuda {
 namespace {
@@ -31,9 +31,9 @@ Zeros zeros_of(const PackedLayout& l) {
 PackedOffsets offsets_of(const PackedLayout& l) {
   constexpr uint64_t kMostRows = 1 << 30, kMostCols = 1 << 26;
   if (l.rows > kMostRows || l.cols > kMostCols) {
-    throw Error({.what = "a matrix too large for the CUDA kernels",
-                 .expected = "at most 2^30 rows and 2^26 columns",
-                 .found = std::to_string(l.rows) + " x " + std::to_string(l.cols)});
+    throw DeviceError({.what = "a matrix too large for the CUDA kernels",
+                       .expected = "at most 2^30 rows and 2^26 columns",
+                       .found = std::to_string(l.rows) + " x " + std::to_string(l.cols)});
   }
   const Zeros zeros = zeros_of(l);
   const uint64_t zero_bytes = zeros == Zeros::constant ? 0 : zeros == Zeros::u8 ? 1 : 2;
@@ -55,9 +55,7 @@ PackedOffsets offsets_of(const PackedLayout& l) {
   return o;
 }
 
-PackedMatrix matrix_of(const PackedLayout& l, std::byte* base) {
-  const PackedOffsets o = offsets_of(l);
-  const bool has_weak = l.packing.weak_columns > 0;
+PackedMatrix shape_of(const PackedLayout& l) {
   return {.rows = int(l.rows),
           .cols = int(l.cols),
           .field_bits = int(l.field_bits),
@@ -68,14 +66,26 @@ PackedMatrix matrix_of(const PackedLayout& l, std::byte* base) {
           .groups = int(l.groups),
           .zero_mode = zeros_of(l),
           .zero = l.packing.zero,
-          .codes = reinterpret_cast<const uint32_t*>(base),
-          .scales = reinterpret_cast<const uint16_t*>(base + o.scales),
-          .zeros = base + o.zeros,
+          .codes = nullptr,
+          .scales = nullptr,
+          .zeros = nullptr,
           .weak_columns = int(l.packing.weak_columns),
           .weak_bf16 = l.packing.weak_bf16,
-          .weak_index = reinterpret_cast<const uint32_t*>(base + o.weak_index),
-          .weak = reinterpret_cast<const uint16_t*>(base + o.weak),
-          .weak_mask = has_weak ? reinterpret_cast<const uint32_t*>(base + o.weak_mask) : nullptr};
+          .weak_index = nullptr,
+          .weak = nullptr,
+          .weak_mask = nullptr};
+}
+
+PackedMatrix matrix_of(const PackedLayout& l, std::byte* base) {
+  const PackedOffsets o = offsets_of(l);
+  PackedMatrix m = shape_of(l);
+  m.codes = reinterpret_cast<const uint32_t*>(base);
+  m.scales = reinterpret_cast<const uint16_t*>(base + o.scales);
+  m.zeros = base + o.zeros;
+  m.weak_index = reinterpret_cast<const uint32_t*>(base + o.weak_index);
+  m.weak = reinterpret_cast<const uint16_t*>(base + o.weak);
+  if (m.weak_columns > 0) m.weak_mask = reinterpret_cast<const uint32_t*>(base + o.weak_mask);
+  return m;
 }
 
 }  // namespace oq::cuda

@@ -81,6 +81,8 @@ struct PackedOffsets {
 /// Throws oq::Error where a size is beyond what kernels count with (int).
 PackedOffsets offsets_of(const PackedLayout& layout);
 
+/// A tensor's matrix without its memory.
+PackedMatrix shape_of(const PackedLayout& layout);
 /// A tensor's matrix in memory of offsets_of(layout).bytes.
 PackedMatrix matrix_of(const PackedLayout& layout, std::byte* base);
 

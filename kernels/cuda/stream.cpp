@@ -14,10 +14,32 @@ namespace {
 constexpr int kLeastMajor = 8;                ///< sm_80: what the kernels are compiled for
 constexpr size_t kOrdinaryShared = 48 << 10;  ///< beyond it a kernel has to ask
 
-void check(cudaError_t status, const char* what, const std::string& where = "CUDA",
-           const std::string& hint = "") {
+void check(cudaError_t status, const char* what, const std::string& where = "CUDA") {
   if (status == cudaSuccess) return;
-  throw Error({.what = what, .where = where, .found = cudaGetErrorString(status), .hint = hint});
+  std::string hint = "use --backend cpu";
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion) {
+    hint = "build OQ with this device's architecture in OQ_CUDA_ARCHITECTURES, or " + hint;
+  }
+  throw DeviceError(
+      {.what = what, .where = where, .found = cudaGetErrorString(status), .hint = hint});
+}
+
+/// "12.4" of 12040.
+std::string version_of(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+/// Why the runtime finds no device at all.
+std::string no_device(cudaError_t status) {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (status == cudaErrorInsufficientDriver) {
+    if (driver == 0) return "no NVIDIA driver";
+    return "the NVIDIA driver is made for CUDA " + version_of(driver) + ", this build needs " +
+           version_of(runtime);
+  }
+  return status == cudaSuccess ? "no device" : cudaGetErrorString(status);
 }
 
 cudaStream_t stream_of(const Stream& s) { return static_cast<cudaStream_t>(s.handle()); }
@@ -30,7 +52,7 @@ std::optional<DeviceInfo> find_device(std::string& why) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
-    why = status == cudaSuccess ? "no device" : cudaGetErrorString(status);
+    why = no_device(status);
     return std::nullopt;
   }
   cudaDeviceProp properties{};
@@ -38,19 +60,21 @@ std::optional<DeviceInfo> find_device(std::string& why) {
   DeviceInfo d{.name = properties.name,
                .major = properties.major,
                .minor = properties.minor,
-               .memory = properties.totalGlobalMem,
-               .free = 0,
                .processors = properties.multiProcessorCount};
   if (d.major < kLeastMajor) {
     why = d.name + " is of compute capability " + std::to_string(d.major) + "." +
           std::to_string(d.minor) + "; 8.0 is the least";
     return std::nullopt;
   }
-  size_t total = 0;
-  check(cudaMemGetInfo(&d.free, &total), "a device does not answer", d.name);
   check(cudaDriverGetVersion(&d.driver), "the driver does not answer", d.name);
   d.toolkit = CUDART_VERSION;
   return d;
+}
+
+DeviceMemory device_memory() {
+  DeviceMemory m;
+  check(cudaMemGetInfo(&m.free, &m.total), "a device does not answer");
+  return m;
 }
 
 Stream::Stream() {
@@ -64,24 +88,93 @@ void Stream::synchronize() {
   check(cudaStreamSynchronize(stream_of(*this)), "the device failed while it worked");
 }
 
+void Stream::replay(const Graph& graph) {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.handle()), stream_of(*this)),
+        "a captured step could not be started");
+}
+
+Graph::~Graph() {
+  if (handle_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(handle_));
+}
+
+Recording::Recording(Stream& stream) : stream_(stream) {
+  check(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal),
+        "a step cannot be captured");
+}
+Recording::~Recording() {
+  if (!open_) return;
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(stream_of(stream_), &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();  // that the capture failed is known
+}
+
+Graph Recording::finish() {
+  open_ = false;
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream_of(stream_), &graph), "a step cannot be captured");
+  cudaGraphExec_t ready = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&ready, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "a captured step cannot be made ready");
+  return Graph(ready);
+}
+
+Event::Event() {
+  cudaEvent_t e = nullptr;
+  check(cudaEventCreate(&e), "an event cannot be made");
+  handle_ = e;
+}
+Event::~Event() {
+  if (handle_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
+}
+void Event::record(Stream& stream) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(handle_), stream_of(stream)),
+        "an event cannot be recorded");
+}
+void Event::wait() {
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)),
+        "the device failed while it worked");
+}
+double seconds_between(const Event& from, const Event& to) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(from.handle()),
+                             static_cast<cudaEvent_t>(to.handle())),
+        "a time cannot be taken");
+  return double(milliseconds) * 1e-3;
+}
+
 Memory::Memory(size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
   void* p = nullptr;
   const cudaError_t status = cudaMalloc(&p, bytes);
   if (status == cudaErrorMemoryAllocation) {
-    size_t free = 0, total = 0;
-    cudaMemGetInfo(&free, &total);
-    throw Error({.what = "the device's memory is full",
-                 .where = "CUDA",
-                 .expected = mib(bytes) + " more",
-                 .found = mib(free) + " free of " + mib(total),
-                 .hint = "choose a smaller --ctx or fewer bits, or use --backend cpu"});
+    cudaGetLastError();  // an allocation that failed harms nothing else
+    const DeviceMemory m = device_memory();
+    throw DeviceError({.what = "the device's memory is full",
+                       .where = "CUDA",
+                       .expected = mib(bytes) + " more",
+                       .found = mib(m.free) + " free of " + mib(m.total),
+                       .hint = "choose a smaller --ctx or fewer bits, or use --backend cpu"});
   }
   check(status, "device memory cannot be had");
   data_ = static_cast<std::byte*>(p);
 }
 Memory::~Memory() { cudaFree(data_); }
 
+Pinned::Pinned(size_t bytes) : bytes_(bytes) {
+  void* p = nullptr;
+  check(cudaMallocHost(&p, bytes), "pinned memory cannot be had");
+  data_ = static_cast<std::byte*>(p);
+}
+Pinned::~Pinned() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+void upload(Stream& stream, void* to, const Pinned& from, size_t bytes) {
+  check(cudaMemcpyAsync(to, from.data(), bytes, cudaMemcpyHostToDevice, stream_of(stream)),
+        "a copy to the device failed");
+}
 void upload(Stream& stream, void* to, const void* from, size_t bytes) {
   // From pageable memory: the runtime has taken its copy when the call returns.
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_of(stream)),
@@ -96,37 +189,10 @@ void clear(Stream& stream, void* to, size_t bytes) {
   check(cudaMemsetAsync(to, 0, bytes, stream_of(stream)), "device memory cannot be cleared");
 }
 
-namespace {
-
-/// A mark in a stream's work.
-class Event {
- public:
-  Event() { check(cudaEventCreate(&event_), "an event cannot be made"); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-
-  void record(Stream& stream) {
-    check(cudaEventRecord(event_, stream_of(stream)), "an event cannot be recorded");
-  }
-  double microseconds_since(const Event& start) const {
-    float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, start.event_, event_), "an event was not reached");
-    return double(milliseconds) * 1000;
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
-}  // namespace
-
 std::optional<double> measured(Stream& stream, const std::function<void()>& work) {
   constexpr size_t kMoreThanCaches = size_t(128) << 20;
   constexpr int kRuns = 6;  // the first finds kernels that are not loaded yet
-  size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "a device does not answer");
-  if (free < 2 * kMoreThanCaches) return std::nullopt;
+  if (device_memory().free < 2 * kMoreThanCaches) return std::nullopt;
   const Memory other(kMoreThanCaches);
   Event start, stop;
   double least = 0;
@@ -136,7 +202,7 @@ std::optional<double> measured(Stream& stream, const std::function<void()>& work
     work();
     stop.record(stream);
     stream.synchronize();
-    const double time = stop.microseconds_since(start);
+    const double time = seconds_between(start, stop) * 1e6;
     if (i == 1 || (i > 1 && time < least)) least = time;
   }
   return least;

@@ -6,22 +6,56 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
+
+#include "format/error.h"
 
 /// The thin layer between OQ and a GPU. It exists twice: for the CUDA runtime (stream.cpp) and for
-/// the emulator (tests/simt/stream.cpp). Every call is checked; failures throw oq::Error. One
+/// the emulator (tests/simt/stream.cpp). Every call is checked; failures throw DeviceError. One
 /// thread at a time.
 namespace oq::cuda {
 
+/// What the device is to blame for, or what it cannot do; the file is not. Whoever may choose
+/// another backend can go on with that. Not to be thrown through with_place, which makes a plain
+/// Error of it.
+struct DeviceError : Error {
+  using Error::Error;
+};
+
 struct DeviceInfo {
   std::string name;
-  int major = 0, minor = 0;  ///< compute capability
-  size_t memory = 0, free = 0;
+  int major = 0, minor = 0;     ///< compute capability
   int processors = 0;           ///< SMs
   int driver = 0, toolkit = 0;  ///< versions, as CUDA counts them
 };
 
+/// Bytes of the device's memory, now.
+struct DeviceMemory {
+  size_t free = 0, total = 0;
+};
+DeviceMemory device_memory();
+
 /// The device that a Stream would use, or nothing; then `why` says in a few words what is missing.
 std::optional<DeviceInfo> find_device(std::string& why);
+
+/// Work that a stream recorded; it can run any number of times. Owns it.
+class Graph {
+ public:
+  Graph() = default;
+  explicit Graph(void* handle) : handle_(handle) {}
+  ~Graph();
+  Graph(Graph&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+
+  void* handle() const { return handle_; }
+  explicit operator bool() const { return handle_ != nullptr; }
+
+ private:
+  void* handle_ = nullptr;
+};
 
 /// A queue of work of the first device. Work runs in the order in which it was enqueued.
 class Stream {
@@ -34,10 +68,49 @@ class Stream {
   void* handle() const { return handle_; }
   /// Waits for everything enqueued. Errors of kernels that ran show here at the latest.
   void synchronize();
+  /// Enqueues all that was recorded, with the arguments that it was recorded with.
+  void replay(const Graph& graph);
 
  private:
   void* handle_ = nullptr;
 };
+
+/// While it lives, the stream records what is enqueued instead of running it: kernels and `clear`
+/// alone; whatever copies, waits or makes a Memory throws.
+class Recording {
+ public:
+  explicit Recording(Stream& stream);
+  ~Recording();  ///< unless finished: what was recorded is forgotten
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+
+  /// Once.
+  Graph finish();
+
+ private:
+  Stream& stream_;
+  bool open_ = true;
+};
+
+/// A point in a stream's work.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(Event&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Event& operator=(Event&&) = delete;
+
+  void record(Stream& stream);
+  /// Until all that was enqueued before the point has run; at once where there is no point yet.
+  void wait();
+  void* handle() const { return handle_; }
+
+ private:
+  void* handle_ = nullptr;
+};
+
+/// Time between two points that have been waited for, as the device's clock has it.
+double seconds_between(const Event& from, const Event& to);
 
 /// Device memory; owns it. Its content is undefined at first.
 class Memory {
@@ -66,6 +139,27 @@ class Memory {
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
 };
+
+/// Memory of the host that copies to the device are read from while the host goes on; owns it.
+class Pinned {
+ public:
+  explicit Pinned(size_t bytes);
+  ~Pinned();
+  Pinned(Pinned&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  Pinned& operator=(Pinned&&) = delete;
+
+  size_t bytes() const { return bytes_; }
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+/// Enqueues a copy of the first bytes of `from`, which must stay as they are until an Event that
+/// was recorded afterwards has been waited for.
+void upload(Stream& stream, void* to, const Pinned& from, size_t bytes);
 
 /// Enqueue; `from` may be changed as soon as `upload` returns, `download` waits.
 void upload(Stream& stream, void* to, const void* from, size_t bytes);

@@ -10,6 +10,7 @@
 #include "format/half.h"
 #include "format/scheme.h"
 #include "runtime/config.h"
+#include "runtime/ranking.h"
 
 namespace oq {
 
@@ -33,6 +34,8 @@ struct Plan {
   int64_t max_rows = 1;  ///< of a batch
   bool exact = false;    ///< packed weights meet fp32 activations, not integers
   int kv_bits = 16;      ///< the KV cache: 32 and 16 are floats, 2..8 codes in bytes (KvGrid)
+  std::span<const TensorInfo> tensors = {};  ///< that may be prepared; the file keeps them
+  std::vector<int64_t> buffers = {};         ///< columns of those that will be asked for
 
   /// Of one position's keys, or of its values, of one KV head.
   uint64_t kv_head_bytes() const {
@@ -79,8 +82,9 @@ struct Experts {
 };
 
 /// What a decoder is written against. Ops are enqueued in order and may run later; only
-/// `read_logits` waits. Between `begin` calls all shapes but the batch's are the same, so that a
-/// step can be captured once and replayed. One thread at a time. Failures throw oq::Error.
+/// `read_logits` and `rank` wait. Between `begin` and `end` the same ops come in the same order for
+/// all batches of as many rows and logit_rows, so that a backend may capture a step and replay it.
+/// One thread at a time. Failures throw oq::Error.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -88,7 +92,7 @@ class Backend {
   /// What runs, for people: "cpu, avx2, 2 threads".
   virtual std::string description() const = 0;
 
-  /// Must come first, once.
+  /// Must come first, once. Takes no memory that it could know to be missing: it throws instead.
   virtual void configure(const Plan& plan) = 0;
   /// The backend keeps `file` alive as long as it needs its bytes.
   virtual std::unique_ptr<Weight> prepare(std::shared_ptr<const File> file,
@@ -96,9 +100,9 @@ class Backend {
   virtual std::unique_ptr<Buffer> buffer(int64_t cols) = 0;
 
   /// Starts a step: tokens, positions and sequences of the rows that the ops below work on. The
-  /// batch's spans live until the step's last op has been enqueued; a backend that runs ops later
-  /// copies them here.
-  virtual void begin(const Batch& batch) = 0;
+  /// batch's spans live until `end`; a backend that runs ops later copies them here. False: it has
+  /// the ops of such a batch from an earlier step, and `end` alone must follow.
+  virtual bool begin(const Batch& batch) = 0;
 
   /// x = rows of the table, one for each token.
   virtual void embed(const Weight& table, Buffer& x) = 0;
@@ -136,9 +140,16 @@ class Backend {
   /// Logits of the batch's logit_rows: head(norm(x)).
   virtual void head(const Norm& norm, const Linear& head, const Buffer& x) = 0;
 
+  /// The step's last op has been enqueued.
+  virtual void end() = 0;
+
   /// Logits of logit_rows[i], vocab of them; valid until the next `begin`. Throws when the last
   /// step asked for fewer.
   virtual std::span<const float> read_logits(int64_t i) = 0;
+
+  /// What `request` asks of the same logits: few numbers, where read_logits gives all of them.
+  /// Valid until the next call. Throws when the last step asked for fewer rows.
+  virtual const Ranking& rank(int64_t i, const RankRequest& request) = 0;
 };
 
 /// `threads` 0: one per usable core.

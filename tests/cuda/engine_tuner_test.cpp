@@ -17,8 +17,6 @@ cuda::DeviceInfo device(int major) {
   return {.name = "a device",
           .major = major,
           .minor = 0,
-          .memory = 0,
-          .free = 0,
           .processors = 9,
           .driver = 13000,
           .toolkit = 12080};
@@ -58,6 +56,9 @@ TEST_CASE("where nothing can be measured, a rule chooses") {
   CHECK(tuner.choose(shape(2, 2, 8), unmeasured) == Engine::planes);
   CHECK(tuner.choose(shape(2, 8, 8), unmeasured) == Engine::bytes);
   CHECK(tuner.choose(shape(4, 8, 1), unmeasured) == Engine::bytes);
+  Clock clock{2, 1};  // too late
+  CHECK(tuner.choose(shape(4, 8, 1), clock.measure()) == Engine::bytes);
+  CHECK(clock.calls == 0);
   EngineTuner blackwell(device(10), "", "");
   CHECK(blackwell.choose(shape(2, 8, 1), unmeasured) == Engine::bytes);
 }

@@ -124,3 +124,28 @@ TEST_CASE("a router chooses as the reference does, and the chosen are summed") {
   CHECK(counts == seen);
   CHECK_CLOSE(x.read(), truth, 1e-6, 1e-5, 1e-12);
 }
+
+TEST_CASE("the probe reads every word once, and copies") {
+  cuda::Stream stream;
+  Rng rng(9);
+  for (const size_t words : {4u, 1000u, 40000u}) {
+    std::vector<uint32_t> data(words);
+    uint32_t truth = 0;
+    for (uint32_t& w : data) truth ^= w = uint32_t(rng());
+    const cuda::Memory from = cuda::uploaded(stream, std::span<const uint32_t>(data));
+    const cuda::Memory to(from.bytes());
+    constexpr int kBlocks = 3;
+    std::vector<uint32_t> sums(size_t(kBlocks) * cuda::kReadThreads);
+    const cuda::Memory out(sums.size() * 4);
+    cuda::read_memory(stream, {from.data(), int64_t(from.bytes()), kBlocks, out.as<uint32_t>()});
+    cuda::download(stream, sums.data(), out.data(), out.bytes());
+    uint32_t sum = 0;
+    for (uint32_t s : sums) sum ^= s;
+    CHECK(sum == truth);
+    cuda::copy_memory(stream, {from.data(), to.data(), int64_t(from.bytes()), kBlocks});
+    std::vector<uint32_t> copied(words);
+    cuda::download(stream, copied.data(), to.data(), to.bytes());
+    CHECK(copied == data);
+  }
+  cuda::run_nothing(stream);
+}

@@ -30,7 +30,7 @@ TEST_SUITE("data") {
     const TempDir dir;
     const std::string path = dir / "model.oq";
     REQUIRE(test::run({test::tool("oq-convert"), gguf, "-o", path, "--quiet"}).code == 0);
-    const Model model(path, {.backend = "cpu", .threads = 0, .exact = true});
+    const Model model(path, {.backend = {"cpu"}, .exact = true});
     for (const auto& [task, file] : files) {
       const std::string name = task;  // clang 14 captures no structured binding
       const auto data = test::data(file);

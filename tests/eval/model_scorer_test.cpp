@@ -15,7 +15,7 @@ namespace {
 const auto kNoProgress = [](int64_t) {};
 
 Model model(const std::string& path, bool exact = false) {
-  return Model(path, {.backend = "cpu", .threads = 2, .exact = exact});
+  return Model(path, {.backend = {"cpu", 2}, .exact = exact});
 }
 
 /// Questions of two to four choices with long and short, equal and different contexts.

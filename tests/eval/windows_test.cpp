@@ -20,7 +20,7 @@ namespace {
 const auto kNoProgress = [](int64_t) {};
 constexpr int64_t kWindow = 48;
 
-Model model(const std::string& path) { return Model(path, {.backend = "cpu", .threads = 2}); }
+Model model(const std::string& path) { return Model(path, {.backend = {"cpu", 2}}); }
 
 std::vector<int32_t> text_ids(const Model& m) {
   return m.encode_text(test::read_file(models().text));

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "format/half.h"
@@ -25,17 +26,23 @@
 
 namespace oq::cuda {
 
+/// Runs `work` now, or leaves it to the stream's recording (stream.cpp).
+void enqueue(Stream& stream, std::function<void()> work);
+void start_launch(const char* name);
+
 template <class Arguments>
-void launch(Stream&, const char* name, void (*kernel)(Arguments), const Grid& grid,
+void launch(Stream& stream, const char* name, void (*kernel)(Arguments), const Grid& grid,
             Arguments arguments) {
-  const auto call = std::pair(kernel, arguments);
-  simt::run_grid(
-      name, {.x = grid.x, .y = grid.y, .threads = grid.threads, .shared = grid.shared},
-      [](const void* p) {
-        const auto& c = *static_cast<const decltype(call)*>(p);
-        c.first(c.second);
-      },
-      &call);
+  enqueue(stream, [name, grid, call = std::pair(kernel, arguments)] {
+    start_launch(name);
+    simt::run_grid(
+        name, {.x = grid.x, .y = grid.y, .threads = grid.threads, .shared = grid.shared},
+        [](const void* p) {
+          const auto& c = *static_cast<const decltype(call)*>(p);
+          c.first(c.second);
+        },
+        &call);
+  });
 }
 
 struct alignas(8) Words2 {

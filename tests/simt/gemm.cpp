@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "format/half.h"
+#include "tests/simt/device.h"
 
 namespace oq::cuda {
 namespace {
@@ -15,12 +16,7 @@ std::vector<float> floats(const uint16_t* from, int n) {
   return to;
 }
 
-}  // namespace
-
-Gemm::Gemm(Stream&) {}
-Gemm::~Gemm() = default;
-
-void Gemm::run(const GemmArgs& g) {
+void multiply(const GemmArgs& g) {
   std::vector<std::vector<float>> a;
   for (int i = 0; i < g.m; ++i) a.push_back(floats(g.a + ptrdiff_t(i) * g.lda, g.k));
   for (int j = 0; j < g.n; ++j) {
@@ -31,6 +27,15 @@ void Gemm::run(const GemmArgs& g) {
       g.c[ptrdiff_t(i) * g.ldc + j] = sum;
     }
   }
+}
+
+}  // namespace
+
+Gemm::Gemm(Stream& stream) : handle_(&stream) {}
+Gemm::~Gemm() = default;
+
+void Gemm::run(const GemmArgs& args) {
+  enqueue(*static_cast<Stream*>(handle_), [args] { multiply(args); });
 }
 
 }  // namespace oq::cuda

@@ -166,3 +166,40 @@ TEST_CASE("damaged logits and senseless parameters are errors") {
     CHECK_THROWS_AS(Sampler{p}, oq::Error);
   }
 }
+
+TEST_CASE("a sampler asks for few logits where few decide") {
+  using oq::kMostRanked;
+  const auto wants = [](const SamplerParams& params, int64_t vocab = 1000) {
+    Sampler sampler(params);
+    for (int32_t id : {5, 7, 5, 2000}) sampler.accept(id);
+    const auto request = sampler.request(vocab);
+    return request ? request->count : 0;
+  };
+  CHECK(wants({.temperature = 0}) == 1);
+  CHECK(wants({.temperature = 0, .repeat_penalty = 2}) == 3);  // 5 and 7 may fall
+  CHECK(wants({.top_k = 40}) == 40);
+  CHECK(wants({.top_k = 40, .repeat_penalty = 2}) == 42);
+  CHECK(wants({.top_k = 127, .repeat_penalty = 2}) == 0);
+  CHECK(wants({.top_p = 0.9}) == kMostRanked);
+  CHECK(wants({.top_p = 0.9, .repeat_penalty = 2}) == 0);  // the total would change
+  CHECK(wants({}) == 0);
+  CHECK(wants({.min_p = 0.1}) == 0);
+  CHECK(wants({.top_k = 40}, 40) == 0);  // all of them
+}
+
+TEST_CASE("a nucleus that the ranking does not decide is left to all logits") {
+  using oq::Ranking;
+  const std::vector<float> logits(1000, 1.0f);
+  Sampler sampler({.top_p = 0.5, .seed = 1}), whole({.top_p = 0.5, .seed = 1});
+  Ranking ranking;
+  rank_logits(logits, *sampler.request(1000), ranking);
+  CHECK(ranking.tokens.size() == size_t(oq::kMostRanked));
+  CHECK(ranking.tokens[3] == Ranking::Token{3, 1.0f});
+  CHECK(ranking.total == 1000);
+  CHECK(!sampler.sample_ranked(ranking));
+  ranking.total = 20;  // exactly at the edge after 10
+  CHECK(!sampler.sample_ranked(ranking));
+  ranking.finite = false;
+  CHECK(!sampler.sample_ranked(ranking));
+  CHECK(sampler.sample(logits) == whole.sample(logits));  // no random number was lost
+}

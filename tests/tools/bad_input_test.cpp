@@ -99,6 +99,10 @@ TEST_CASE("without a device --backend cuda says so in one line, and auto takes t
   const ProcessResult r = run_oq("run", {m.w4, "-p", "x", "-n", "1", "--backend", "auto"}, hidden);
   CHECK(r.code == 0);
   CHECK(r.err.find("cpu, ") != std::string::npos);
+#if defined(OQ_HAVE_CUDA)
+  CHECK(r.err.find("note: the CPU runs, for no CUDA device can be used") == 0);
+  CHECK(r.err.find("the CPU runs", 10) == std::string::npos);
+#endif
 }
 
 TEST_CASE("what is no .oq file is refused by name") {

@@ -18,7 +18,7 @@ Measured measure(const std::filesystem::path& before, const std::filesystem::pat
                  const std::function<void(double tokens, double total)>& progress) {
   Perplexity results[2];
   for (int i = 0; i < 2; ++i) {
-    const Model model((i == 0 ? before : after).string(), {.threads = threads});
+    const Model model((i == 0 ? before : after).string(), {.backend = {"auto", threads, true}});
     const std::vector<int32_t> ids = model.encode_text(text);
     const Windows windows = cut_windows(ids, window, max_windows, model.config().vocab);
     const double total = 2.0 * double(windows.count * window);

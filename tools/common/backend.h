@@ -3,28 +3,21 @@
 #include <memory>
 #include <string>
 
-#include "runtime/backend/backend.h"
-#if defined(OQ_HAVE_CUDA)
-#include "runtime/backend/cuda/cuda_backend.h"
-#endif
+#include "runtime/decoder.h"
 
 namespace oq::tool {
 
-/// The backend that --backend names. `auto` takes CUDA where this build has it and a device can be
-/// used, else the CPU. Throws oq::Error where `name` cannot be had.
-inline std::unique_ptr<Backend> make_backend(const std::string& name, int threads) {
-#if defined(OQ_HAVE_CUDA)
-  if (name == "cuda" || (name == "auto" && cuda_missing().empty())) {
-    return with_place("--backend " + name, [] { return make_cuda_backend(); });
-  }
-#else
-  if (name == "cuda") {
-    throw Error({.what = "this build has no CUDA backend",
-                 .where = "--backend cuda",
-                 .hint = "use --backend cpu"});
-  }
-#endif
-  return make_cpu_backend(threads);
-}
+/// What --backend, --threads and --quiet say of where a decoder runs.
+struct BackendChoice {
+  std::string name = "auto";
+  int threads = 0;  ///< of the CPU; 0: one per usable core
+  bool quiet = false;
+};
+
+/// A decoder on that backend. `auto` takes CUDA where this build has it and the device can run this
+/// file with these options, and says so; else the CPU, and one notice says why. What is wrong with
+/// the file is an error either way. Throws oq::Error where what was named cannot be had.
+Decoder make_decoder(std::shared_ptr<const File> file, const BackendChoice& choice,
+                     const Decoder::Options& options);
 
 }  // namespace oq::tool

@@ -215,8 +215,8 @@ void add_options(CLI::App& app, Options& o) {
   app.add_flag("--bos", o.bos, "begin every question with BOS, which the harnesses leave out");
   tool::add_weak_flag(app, o.model.weak);
   tool::add_exact_flags(app, o.model.exact, o.model.kv_bits);
-  tool::add_backend_flag(app, o.model.backend);
-  tool::add_threads_flag(app, o.model.threads);
+  tool::add_backend_flag(app, o.model.backend.name);
+  tool::add_threads_flag(app, o.model.backend.threads);
   tool::add_json_flag(app, o.json);
   tool::add_quiet_flag(app, o.quiet);
 }
@@ -258,6 +258,7 @@ int main(int argc, char** argv) {
     if (o.texts.empty() && o.divergence.empty() && o.tasks.empty()) {
       throw tool::usage_error("--perplexity, --divergence or --task is required");
     }
+    o.model.backend.quiet = o.quiet;
     evaluate(o);
   });
 }

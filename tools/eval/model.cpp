@@ -27,7 +27,7 @@ Decoder Model::decoder(int64_t context, int64_t step, int64_t sequences) const {
                      .exact = options_.exact,
                      .kv_bits = options_.kv_bits};
   if (scheme_.per_tensor) o.max_rows = std::max(o.max_rows, step);
-  return Decoder(file_, tool::make_backend(options_.backend, options_.threads), o);
+  return tool::make_decoder(file_, options_.backend, o);
 }
 
 std::vector<int32_t> Model::encode_text(const std::string& text) const {

@@ -8,6 +8,7 @@
 #include "format/scheme.h"
 #include "runtime/decoder.h"
 #include "runtime/tokenizer/tokenizer.h"
+#include "tools/common/backend.h"
 
 namespace oq {
 
@@ -16,8 +17,7 @@ namespace oq {
 class Model {
  public:
   struct Options {
-    std::string backend = "auto";
-    int threads = 0;     ///< 0: one per usable core
+    tool::BackendChoice backend = {};
     bool exact = false;  ///< as in Decoder::Options
     int kv_bits = 0;
     std::string weak = {};  ///< a file of weak columns to run with (format/weak_file.h)

@@ -97,7 +97,7 @@ void ChatSession::keep_answer(const Answer& answer) {
   }
   decoder_.truncate(start + tokens);
   const auto rest = tokenizer_.encode(std::string_view(answer.text).substr(kept.size()), false);
-  if (!rest.empty()) decoder_.feed(rest);
+  if (!rest.empty()) decoder_.append(rest);
 }
 
 Answer ChatSession::say(std::string text, int64_t max_tokens, const Generator::Show& show,

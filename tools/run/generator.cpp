@@ -66,28 +66,28 @@ std::string RunStats::line() const {
       rate(decode_tokens, decode_seconds), gbs, private_mib(), logits_hash);
 }
 
-std::span<const float> Generator::feed_prompt(std::span<const int32_t> prompt,
-                                              const std::atomic<bool>& interrupted,
-                                              RunStats& stats) {
+bool Generator::feed_prompt(std::span<const int32_t> prompt, const std::atomic<bool>& interrupted,
+                            RunStats& stats) {
   if (decoder_.length() + int64_t(prompt.size()) > decoder_.context()) {
-    return decoder_.feed(prompt);  // throws, and says what to do, before any work is done
+    decoder_.append(prompt);  // throws, and says what to do, before any work is done
   }
   const auto start = Clock::now();
   const int64_t before = decoder_.length();
-  std::span<const float> logits;
+  bool whole = true;
   for (size_t first = 0; first == 0 || first < prompt.size();) {
     const size_t n = std::min(prompt.size() - first, size_t(decoder_.max_rows()));
-    logits = decoder_.feed(prompt.subspan(first, n));
+    decoder_.append(prompt.subspan(first, n));
     first += n;
     if (interrupted.load(std::memory_order_relaxed) && first < prompt.size()) {
       decoder_.truncate(before);
-      logits = {};
+      whole = false;
       break;
     }
   }
+  if (whole) decoder_.logits();  // the prompt's time ends when they are there
   stats.prompt_tokens += int64_t(prompt.size());
   stats.prompt_seconds += since(start);
-  return logits;
+  return whole;
 }
 
 bool Generator::has_room(const Answer& answer, const std::atomic<bool>& interrupted,
@@ -96,15 +96,14 @@ bool Generator::has_room(const Answer& answer, const std::atomic<bool>& interrup
   const std::vector<int32_t> kept = make_room ? make_room(answer.tokens) : std::vector<int32_t>();
   if (kept.empty()) return false;
   decoder_.truncate(0);
-  return !feed_prompt(kept, interrupted, stats).empty();
+  return feed_prompt(kept, interrupted, stats);
 }
 
 Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
                       const std::atomic<bool>& interrupted, const MakeRoom& make_room) {
   Answer answer;
   RunStats& stats = answer.stats;
-  std::span<const float> logits = feed_prompt(prompt, interrupted, stats);
-  if (logits.empty()) {
+  if (!feed_prompt(prompt, interrupted, stats)) {
     answer.ending = Ending::interrupted;
     return answer;
   }
@@ -117,7 +116,7 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     if (const std::string text = shown.push(bytes); !text.empty()) show(text);
   };
   // Some models round their vocabulary up: what the tokenizer does not know is padding.
-  const auto known = std::min(logits.size(), size_t(tokenizer_.vocab_size()));
+  const auto known = std::min(decoder_.config().vocab, int64_t(tokenizer_.vocab_size()));
   const auto decode_start = Clock::now();
   const double prompt_seconds = stats.prompt_seconds;
   while (true) {
@@ -126,7 +125,7 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     if (made == max_tokens) break;
     answer.ending = Ending::interrupted;
     if (interrupted.load(std::memory_order_relaxed)) break;
-    const int32_t id = sampler_.sample(logits.first(known));
+    const int32_t id = decoder_.sample(sampler_, known);
     answer.ending = Ending::stop_token;
     if (std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end()) break;
     answer.ending = Ending::context_full;
@@ -136,19 +135,17 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     emit(stops.push(tokenizer_.token_bytes(id)));
     stats.decode_bytes +=
         double(decoder_.bytes_per_token()) + double(decoder_.kv_bytes(decoder_.length()));
-    logits = decoder_.feed({&id, 1});
+    decoder_.append({&id, 1});
     answer.ending = Ending::stop_string;
     if (stops.stopped()) break;
   }
-  if (decoder_.length() == 0) {  // interrupted while room was made
-    answer.ending = Ending::interrupted;
-    logits = {};
-  }
+  const bool forgotten = decoder_.length() == 0;  // interrupted while room was made
+  if (forgotten) answer.ending = Ending::interrupted;
   emit(stops.finish());
   if (const std::string rest = shown.finish(); !rest.empty()) show(rest);
   stats.decode_tokens = int64_t(answer.tokens.size());
   stats.decode_seconds = since(decode_start) - (stats.prompt_seconds - prompt_seconds);
-  stats.logits_hash = crc32c(std::as_bytes(logits));
+  if (!forgotten) stats.logits_hash = crc32c(std::as_bytes(decoder_.logits()));
   return answer;
 }
 

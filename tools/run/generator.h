@@ -64,9 +64,9 @@ class Generator {
              const std::atomic<bool>& interrupted, const MakeRoom& make_room = {});
 
  private:
-  /// Logits after the prompt; none, and nothing in the cache, when interrupted on the way.
-  std::span<const float> feed_prompt(std::span<const int32_t> prompt,
-                                     const std::atomic<bool>& interrupted, RunStats& stats);
+  /// False, and nothing of it in the cache, when interrupted on the way.
+  bool feed_prompt(std::span<const int32_t> prompt, const std::atomic<bool>& interrupted,
+                   RunStats& stats);
   /// Whether the cache has a place for one more token, perhaps after `make_room`. False leaves it
   /// as it is, or empty when interrupted.
   bool has_room(const Answer& answer, const std::atomic<bool>& interrupted,

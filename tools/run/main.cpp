@@ -139,8 +139,9 @@ void run(Options o, bool one_shot) {
                  .where = o.file.empty() ? "-p" : o.file,
                  .hint = "give some text with -p or -f"});
   }
-  Decoder decoder(file, tool::make_backend(o.backend, o.threads),
-                  {.context = o.context, .exact = o.exact, .kv_bits = o.kv_bits});
+  Decoder decoder =
+      tool::make_decoder(file, {o.backend, o.threads, o.quiet},
+                         {.context = o.context, .exact = o.exact, .kv_bits = o.kv_bits});
   Sampler sampler(o.sampling);
   tool::notice(o.quiet, decoder.backend().description());
   struct sigaction action {};

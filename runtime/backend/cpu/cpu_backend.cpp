@@ -78,7 +78,7 @@ class CpuBackend final : public Backend {
     return std::make_unique<CpuBuffer>(plan_.max_rows, cols);
   }
 
-  void begin(const Batch& batch) override {
+  bool begin(const Batch& batch) override {
     batch_ = batch;
     logits_.clear();
     rotations_.clear();
@@ -88,7 +88,9 @@ class CpuBackend final : public Backend {
       if (row == 0 || batch.sequences[i] != batch.sequences[i - 1]) runs_.push_back(row);
     }
     runs_.push_back(batch.rows());
+    return true;
   }
+  void end() override {}
 
   void embed(const Weight& table, Buffer& x) override {
     const CpuWeight& w = weight_of(table);
@@ -149,6 +151,11 @@ class CpuBackend final : public Backend {
     return std::span(logits_).subspan(size_t(i) * vocab, vocab);
   }
 
+  const Ranking& rank(int64_t i, const RankRequest& request) override {
+    rank_logits(read_logits(i), request, ranking_);
+    return ranking_;
+  }
+
  private:
   InputMode block_inputs() const {
     return {.exact = plan_.exact,
@@ -190,6 +197,7 @@ class CpuBackend final : public Backend {
   std::unique_ptr<CpuAttention> attention_;
   std::unique_ptr<CpuBuffer> normed_;
   std::vector<float> head_in_, logits_;
+  Ranking ranking_;
   Batch batch_;
   std::vector<int64_t> runs_;     ///< first rows of consecutive rows of one sequence, and the end
   std::vector<float> rotations_;  ///< [rows][rope_dim / 2] cosines, then as many sines

@@ -6,7 +6,6 @@
 #include <string>
 
 #include "format/bytes.h"
-#include "format/error.h"
 
 namespace oq {
 namespace {
@@ -16,33 +15,48 @@ constexpr int64_t kMostDim = 256;  ///< of a head: a lane has 8 of them
 /// more of a device at work. Not measured.
 constexpr int kFlashRows = 9;
 
+cuda::KvType kv_type_of(int bits) {
+  return bits == 32   ? cuda::KvType::f32
+         : bits == 16 ? cuda::KvType::f16
+         : bits > 4   ? cuda::KvType::codes8
+                      : cuda::KvType::codes4;
+}
+
 }  // namespace
 
+AttentionRoom::AttentionRoom(const Plan& plan) {
+  const ModelConfig& c = plan.config;
+  kv_type = kv_type_of(plan.kv_bits);
+  positions = int(round_up(uint64_t(plan.context), cuda::kKvStretch));
+  padded_dim = int(round_up(uint64_t(c.head_dim), 8));
+  stretches = positions / cuda::kKvStretch;
+  const uint64_t heads = uint64_t(plan.sequences) * uint64_t(c.kv_heads);
+  const uint64_t cells = heads * uint64_t(positions) * uint64_t(padded_dim);
+  cell_bytes = cells / 8 * uint64_t(cuda::kv_chunk_bytes(kv_type));
+  if (plan.kv_bits <= 8) grid_bytes = heads * uint64_t(positions) * 8;
+  const auto rows = uint64_t(std::min<int64_t>(plan.max_rows, CudaBatch::kSliceRows));
+  part_bytes = rows * uint64_t(c.heads) * uint64_t(stretches) * uint64_t(padded_dim + 2) * 4;
+  arrived_bytes = rows * uint64_t(c.kv_heads) * sizeof(uint32_t);
+  rotation_bytes = uint64_t(plan.context) * uint64_t(c.rope_dim) * 4;
+}
+
 CudaAttention::CudaAttention(cuda::Stream& stream, const Plan& plan)
-    : stream_(stream), plan_(plan) {
+    : stream_(stream), plan_(plan), room_(plan) {
   const ModelConfig& c = plan.config;
   if (c.head_dim > kMostDim) {
-    throw Error({.what = "heads too wide for the CUDA kernels",
-                 .where = "head_dim",
-                 .expected = "at most " + std::to_string(kMostDim),
-                 .found = std::to_string(c.head_dim),
-                 .hint = "use --backend cpu"});
+    throw cuda::DeviceError({.what = "heads too wide for the CUDA kernels",
+                             .where = "head_dim",
+                             .expected = "at most " + std::to_string(kMostDim),
+                             .found = std::to_string(c.head_dim),
+                             .hint = "use --backend cpu"});
   }
-  positions_ = int(round_up(uint64_t(plan.context), cuda::kKvStretch));
-  padded_dim_ = int(round_up(uint64_t(c.head_dim), 8));
-  stretches_ = positions_ / cuda::kKvStretch;
-  const uint64_t heads = uint64_t(plan.sequences) * uint64_t(c.kv_heads);
-  const uint64_t cells = heads * uint64_t(positions_) * uint64_t(padded_dim_);
-  const uint64_t bytes = cells / 8 * uint64_t(cuda::kv_chunk_bytes(kv_type()));
   for (int64_t l = 0; l < c.blocks; ++l) {
-    Layer layer{cuda::Memory(bytes), cuda::Memory(bytes), {}};
-    if (plan.kv_bits <= 8) layer.grids = cuda::Memory(heads * uint64_t(positions_) * 8);
+    Layer layer{cuda::Memory(room_.cell_bytes), cuda::Memory(room_.cell_bytes), {}};
+    if (room_.grid_bytes > 0) layer.grids = cuda::Memory(room_.grid_bytes);
     layers_.push_back(std::move(layer));
   }
-  const auto rows = uint64_t(std::min<int64_t>(plan.max_rows, CudaBatch::kSliceRows));
-  parts_ = cuda::Memory(rows * uint64_t(c.heads) * uint64_t(stretches_) *
-                        uint64_t(padded_dim_ + 2) * sizeof(float));
-  arrived_ = cuda::Memory(rows * uint64_t(c.kv_heads) * sizeof(uint32_t));
+  parts_ = cuda::Memory(room_.part_bytes);
+  arrived_ = cuda::Memory(room_.arrived_bytes);
   cuda::clear(stream_, arrived_.data(), arrived_.bytes());
 }
 
@@ -61,22 +75,14 @@ void CudaAttention::make_rotations(const CudaWeight& inv_freq) {
   rotations_ = cuda::uploaded(stream_, std::span<const float>(turns));
 }
 
-cuda::KvType CudaAttention::kv_type() const {
-  const int bits = plan_.kv_bits;
-  return bits == 32   ? cuda::KvType::f32
-         : bits == 16 ? cuda::KvType::f16
-         : bits > 4   ? cuda::KvType::codes8
-                      : cuda::KvType::codes4;
-}
-
 cuda::KvArgs CudaAttention::cache(int64_t layer) const {
   const Layer& l = layers_[size_t(layer)];
-  return {.type = kv_type(),
+  return {.type = room_.kv_type,
           .bits = plan_.kv_bits,
-          .positions = positions_,
+          .positions = room_.positions,
           .kv_heads = int(plan_.config.kv_heads),
           .dim = int(plan_.config.head_dim),
-          .padded_dim = padded_dim_,
+          .padded_dim = room_.padded_dim,
           .keys = l.keys.data(),
           .values = l.values.data(),
           .grids = l.grids.as<uint16_t>()};

@@ -9,6 +9,17 @@
 
 namespace oq {
 
+/// What attention takes of the device's memory.
+struct AttentionRoom {
+  cuda::KvType kv_type = cuda::KvType::f16;
+  int positions = 0;  ///< of a sequence: whole stretches
+  int padded_dim = 0, stretches = 0;
+  uint64_t cell_bytes = 0, grid_bytes = 0;  ///< of a block's keys, or of its values; of both grids
+  uint64_t part_bytes = 0, arrived_bytes = 0, rotation_bytes = 0;
+
+  explicit AttentionRoom(const Plan& plan);
+};
+
 /// The KV cache on the device, and attention over it.
 class CudaAttention {
  public:
@@ -25,11 +36,10 @@ class CudaAttention {
   };
   void make_rotations(const CudaWeight& inv_freq);
   cuda::KvArgs cache(int64_t layer) const;
-  cuda::KvType kv_type() const;
 
   cuda::Stream& stream_;
   Plan plan_;
-  int positions_ = 0, padded_dim_ = 0, stretches_ = 0;
+  AttentionRoom room_;
   std::vector<Layer> layers_;
   cuda::Memory rotations_;  ///< [context][rope_dim / 2][cosine, sine]
   cuda::Memory parts_, arrived_;

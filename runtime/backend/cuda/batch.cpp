@@ -1,15 +1,36 @@
 #include "runtime/backend/cuda/batch.h"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 
 namespace oq {
+namespace {
 
-CudaBatch::CudaBatch(cuda::Stream& stream, int64_t max_rows)
-    : stream_(stream), max_rows_(max_rows) {
-  const int64_t slices = 1 + (max_rows + kSliceRows - 1) / kSliceRows;
-  host_.resize(size_t(9 * max_rows + slices));  // a slice's order, and its runs and their end
-  memory_ = cuda::Memory(host_.size() * sizeof(int32_t));
+/// Stretches that a captured step covers: a power of two, so that a context has few shapes. Blocks
+/// of stretches that nobody sees leave at once, and the others' bits do not depend on them.
+int captured_stretches(int last_position, int64_t context) {
+  const auto needed = unsigned(last_position / cuda::kKvStretch + 1);
+  const auto all = unsigned((context + cuda::kKvStretch - 1) / cuda::kKvStretch);
+  return int(std::min(std::bit_ceil(needed), all));
+}
+
+/// 5 lists of max_rows; then the whole's order, and its runs and their end, and the slices'.
+int64_t list_lengths(int64_t max_rows) {
+  const int64_t slices = 1 + (max_rows + CudaBatch::kSliceRows - 1) / CudaBatch::kSliceRows;
+  return 9 * max_rows + slices;
+}
+
+}  // namespace
+
+uint64_t CudaBatch::device_bytes(int64_t max_rows) {
+  return uint64_t(list_lengths(max_rows)) * sizeof(int32_t);
+}
+
+CudaBatch::CudaBatch(cuda::Stream& stream, int64_t max_rows, int64_t context)
+    : stream_(stream), max_rows_(max_rows), context_(context) {
+  host_.resize(size_t(list_lengths(max_rows)));
+  memory_ = cuda::Memory(device_bytes(max_rows));
 }
 
 CudaBatch::Slice CudaBatch::slice(const Batch& batch, int first, int rows) {
@@ -51,6 +72,12 @@ void CudaBatch::load(const Batch& batch) {
   used_ = size_t(5 * max_rows_);
   whole_ = slice(batch, 0, rows_);
   slices_.clear();
+  shape_.clear();
+  if (rows_ <= cuda::kMaxTokens) {
+    const int stretches = captured_stretches(whole_.last_position, context_);
+    whole_.last_position = stretches * cuda::kKvStretch - 1;
+    shape_ = {rows_, logit_rows_, whole_.runs, stretches};
+  }
   if (rows_ <= kSliceRows) {
     slices_.push_back(whole_);
   } else {

@@ -18,15 +18,23 @@ class CudaBatch {
     int first = 0, rows = 0;  ///< of the batch
     int runs = 0;
     int longest_run = 0;
-    int last_position = 0;     ///< the largest of its rows
+    int last_position = 0;     ///< none of its rows is beyond
     const int32_t* run_first;  ///< [runs + 1], device
     const int32_t* order;      ///< [rows], counted from `first`, device
   };
 
-  /// Room for batches of up to max_rows rows.
-  CudaBatch(cuda::Stream& stream, int64_t max_rows);
+  /// Room for batches of up to max_rows rows at positions below `context`.
+  CudaBatch(cuda::Stream& stream, int64_t max_rows, int64_t context);
+
+  /// Of the device's memory, for such batches.
+  static uint64_t device_bytes(int64_t max_rows);
 
   void load(const Batch& batch);
+
+  /// All that launches depend on but what lies on the device: rows, logits, runs and stretches of
+  /// positions. None for more rows than decode's kernels take: those steps are for prompts, seldom
+  /// of one shape, and long beside their launches.
+  const std::vector<int>& shape() const { return shape_; }
 
   /// Of any number of rows, ever one.
   const Slice& whole() const { return whole_; }
@@ -47,12 +55,13 @@ class CudaBatch {
   Slice slice(const Batch& batch, int first, int rows);
 
   cuda::Stream& stream_;
-  int64_t max_rows_;
+  int64_t max_rows_, context_;
   cuda::Memory memory_;
   std::vector<int32_t> host_;  ///< what memory_ gets: 5 lists of max_rows, then slices' lists
   size_t used_ = 0;            ///< of host_
   Slice whole_;
   std::vector<Slice> slices_;
+  std::vector<int> shape_;
   int rows_ = 0, logit_rows_ = 0;
 };
 

@@ -10,7 +10,10 @@
 #include "kernels/cuda/kernels.h"
 #include "runtime/backend/cuda/attention.h"
 #include "runtime/backend/cuda/batch.h"
+#include "runtime/backend/cuda/device_plan.h"
 #include "runtime/backend/cuda/linear.h"
+#include "runtime/backend/cuda/ranker.h"
+#include "runtime/backend/cuda/steps.h"
 #include "runtime/backend/cuda/weight.h"
 
 namespace oq {
@@ -29,8 +32,15 @@ struct ExpertTables {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(cuda::DeviceInfo device)
-      : device_(std::move(device)), uploader_(stream_), linears_(stream_, device_) {}
+  CudaBackend(cuda::DeviceInfo device, CudaOptions options)
+      : device_(std::move(device)),
+        options_(std::move(options)),
+        steps_(stream_, options_.captures),
+        uploader_(stream_),
+        linears_(stream_, device_) {
+    cuda::run_nothing(stream_);  // shows a device that this build has no kernels for
+    stream_.synchronize();
+  }
 
   std::string description() const override {
     const std::string& notice = linears_.notice();
@@ -49,10 +59,17 @@ class CudaBackend final : public Backend {
     return std::make_unique<CudaBuffer>(plan_.max_rows, cols);
   }
 
-  void begin(const Batch& batch) override {
+  bool begin(const Batch& batch) override {
+    steps_.abandon();
+    uploader_.finish();
     batch_->load(batch);
     logits_read_ = false;
     logits_rows_ = 0;
+    return steps_.begin(batch_->shape());
+  }
+  void end() override {
+    steps_.end();
+    logits_rows_ = batch_->logit_rows();
   }
 
   void embed(const Weight& table, Buffer& x) override {
@@ -103,6 +120,7 @@ class CudaBackend final : public Backend {
   void norm_experts(const Norm& norm, const Experts& experts, Buffer& x) override;
   void head(const Norm& norm, const Linear& head, const Buffer& x) override;
   std::span<const float> read_logits(int64_t i) override;
+  const Ranking& rank(int64_t i, const RankRequest& request) override;
 
  private:
   int block_bits() const { return plan_.scheme.activation_bits; }
@@ -143,13 +161,16 @@ class CudaBackend final : public Backend {
         table.matrix);
   }
 
+  void check_row(int64_t i) const;
   ExpertTables& tables_of(const Experts& experts);
   void make_expert_room(const Experts& experts);
   void run_experts(const Norm& norm, const Experts& experts, const CudaBuffer& x,
                    const CudaBatch::Slice& slice);
 
   cuda::DeviceInfo device_;
+  CudaOptions options_;
   cuda::Stream stream_;
+  CudaSteps steps_;
   CudaUploader uploader_;
   CudaLinears linears_;
   Plan plan_;
@@ -165,6 +186,8 @@ class CudaBackend final : public Backend {
   int logits_rows_ = 0, logits_room_ = 0;
   bool logits_read_ = false;
   std::vector<float> host_logits_;
+  CudaRanker ranker_{stream_};
+  Ranking ranking_;
 };
 
 void CudaBackend::configure(const Plan& plan) {
@@ -172,17 +195,21 @@ void CudaBackend::configure(const Plan& plan) {
   const Scheme& scheme = plan.scheme;
   if (scheme.activation_bits < 16 && scheme.per_tensor && plan.config.experts > 0 &&
       plan.max_rows > cuda::kExpertRows) {
-    throw Error({.what =
-                     "per-tensor activation quantization of experts in larger batches is not in "
-                     "the CUDA backend",
-                 .where = "scheme " + scheme.str(),
-                 .expected = fmt::format("batches of at most {} rows", cuda::kExpertRows),
-                 .found = std::to_string(plan.max_rows),
-                 .hint = "use --backend cpu"});
+    throw cuda::DeviceError(
+        {.what = "per-tensor activation quantization of experts in larger batches "
+                 "is not in the CUDA backend",
+         .where = "scheme " + scheme.str(),
+         .expected = fmt::format("batches of at most {} rows", cuda::kExpertRows),
+         .found = std::to_string(plan.max_rows),
+         .hint = "use --backend cpu"});
   }
-  batch_ = std::make_unique<CudaBatch>(stream_, plan.max_rows);
+  const DevicePlan memory = DevicePlan::of(plan);
+  if (options_.notice) options_.notice(description() + ": " + memory.str());
+  memory.check_fits(cuda::device_memory());
+  batch_ = std::make_unique<CudaBatch>(stream_, plan.max_rows, plan.context);
   attention_ = std::make_unique<CudaAttention>(stream_, plan);
-  linears_.set_precise(plan.exact);
+  linears_.configure(plan);
+  uploader_.reserve(memory.staging);
 }
 
 ExpertTables& CudaBackend::tables_of(const Experts& experts) {
@@ -259,26 +286,30 @@ void CudaBackend::norm_experts(const Norm& norm, const Experts& experts, Buffer&
 }
 
 void CudaBackend::head(const Norm& norm, const Linear& head, const Buffer& x) {
-  logits_rows_ = batch_->logit_rows();
-  if (logits_rows_ > logits_room_) {
-    stream_.synchronize();
+  const int rows = batch_->logit_rows();
+  if (rows > logits_room_) {
+    steps_.forget();
     logits_ = nullptr;
-    logits_ = std::make_unique<CudaBuffer>(logits_rows_, plan_.config.vocab);
-    logits_room_ = logits_rows_;
+    logits_ = std::make_unique<CudaBuffer>(rows, plan_.config.vocab);
+    logits_room_ = rows;
   }
-  if (logits_rows_ == 0) return;
-  cuda::InputArgs in = input(buffer_of(x), 0, logits_rows_, norm, 16);
+  if (rows == 0) return;
+  cuda::InputArgs in = input(buffer_of(x), 0, rows, norm, 16);
   in.rows = batch_->logit_list();
   linears_.run({&head, 1}, in, output(*logits_, 0, Finish::store));
 }
 
-std::span<const float> CudaBackend::read_logits(int64_t i) {
+void CudaBackend::check_row(int64_t i) const {
   if (i < 0 || i >= logits_rows_) {
     throw Error({.what = "the last step left no such logits",
                  .where = "cuda backend",
                  .expected = fmt::format("below {}", logits_rows_),
                  .found = std::to_string(i)});
   }
+}
+
+std::span<const float> CudaBackend::read_logits(int64_t i) {
+  check_row(i);
   const auto stride = size_t(logits_->stride);
   if (!logits_read_) {
     host_logits_.resize(size_t(logits_rows_) * stride);
@@ -289,20 +320,26 @@ std::span<const float> CudaBackend::read_logits(int64_t i) {
   return std::span(host_logits_).subspan(size_t(i) * stride, size_t(plan_.config.vocab));
 }
 
-}  // namespace
-
-std::string cuda_missing() {
-  std::string why;
-  return cuda::find_device(why) ? "" : why;
+const Ranking& CudaBackend::rank(int64_t i, const RankRequest& request) {
+  check_row(i);
+  if (logits_read_ || !CudaRanker::can_rank(request.vocab)) {
+    rank_logits(read_logits(i), request, ranking_);
+  } else {
+    ranker_.run(logits_->row(i), request, ranking_);
+  }
+  return ranking_;
 }
 
-std::unique_ptr<Backend> make_cuda_backend() {
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(CudaOptions options) {
   std::string why;
   std::optional<cuda::DeviceInfo> device = cuda::find_device(why);
   if (!device) {
-    throw Error({.what = "no CUDA device can be used", .found = why, .hint = "use --backend cpu"});
+    throw cuda::DeviceError(
+        {.what = "no CUDA device can be used", .found = why, .hint = "use --backend cpu"});
   }
-  return std::make_unique<CudaBackend>(std::move(*device));
+  return std::make_unique<CudaBackend>(std::move(*device), std::move(options));
 }
 
 }  // namespace oq

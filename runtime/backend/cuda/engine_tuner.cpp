@@ -127,11 +127,15 @@ cuda::Engine EngineTuner::choose(const EngineShape& shape, const Measure& measur
   const std::string key = shape.key();
   const auto known = chosen_.find(key);
   if (known != chosen_.end()) return known->second;
+  if (unmeasured_.count(key) > 0) return by_rule(device_, shape);
   const auto bytes = measure(cuda::Engine::bytes);
   // A device of 10.0 or later takes bits apart in software.
   const auto planes = device_.major < 10 && bytes ? measure(cuda::Engine::planes) : std::nullopt;
   const bool measured = bytes && (planes || device_.major >= 10);
-  if (!measured) return by_rule(device_, shape);
+  if (!measured) {
+    unmeasured_.insert(key);
+    return by_rule(device_, shape);
+  }
   const cuda::Engine faster =
       planes && *planes < *bytes ? cuda::Engine::planes : cuda::Engine::bytes;
   chosen_.emplace(key, faster);

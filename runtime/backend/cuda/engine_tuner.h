@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -41,6 +42,8 @@ class EngineTuner {
   /// caches: $XDG_CACHE_HOME, or $HOME/.cache.
   explicit EngineTuner(const cuda::DeviceInfo& device);
 
+  /// Asks once for each shape, even where nothing could be measured: the next time a step may be
+  /// recorded, and a choice that changed would change results in the middle of a run.
   cuda::Engine choose(const EngineShape& shape, const Measure& measure);
 
   /// What has to be said of the cache, or empty.
@@ -57,6 +60,7 @@ class EngineTuner {
   std::optional<cuda::Engine> forced_;
   std::filesystem::path cache_;
   std::map<std::string, cuda::Engine, std::less<>> chosen_;
+  std::set<std::string, std::less<>> unmeasured_;  ///< of this run: a rule has chosen
   std::string notice_;
 };
 

@@ -1,21 +1,43 @@
 #include "runtime/backend/cuda/integers.h"
 
 #include <algorithm>
+#include <string>
+
+#include <fmt/format.h>
 
 namespace oq {
 
-cuda::QuantizedRows CudaIntegers::rows_for(const cuda::PackedArgs& args) {
-  const int forms = cuda::forms_of(args);
-  const int room = args.experts == nullptr ? args.in.tokens : cuda::kExpertRows;
-  int strips = 0;
-  for (int l = 0; l < args.count; ++l) {
-    strips = std::max(strips, args.linears[l].matrix.strips());
+namespace {
+
+/// The sizes of a call's QuantizedRows.
+struct Codes {
+  int forms, room, strips = 0, weak_columns;
+
+  explicit Codes(const cuda::PackedArgs& args)
+      : forms(cuda::forms_of(args)),
+        room(args.experts == nullptr ? args.in.tokens : cuda::kExpertRows),
+        weak_columns(args.weak_columns) {
+    for (int l = 0; l < args.count; ++l) {
+      strips = std::max(strips, args.linears[l].matrix.strips());
+    }
   }
-  const size_t bytes = cuda::quantized_bytes(forms, room, strips, args.weak_columns);
-  const size_t room_now = memory_.empty() ? 0 : memory_.back().bytes();
-  if (bytes > room_now) memory_.emplace_back(std::max(bytes, 2 * room_now));
-  return cuda::quantized_rows(memory_.back().data(), cuda::form_per_linear(args), forms, room,
-                              strips, args.weak_columns);
+  size_t bytes() const { return cuda::quantized_bytes(forms, room, strips, weak_columns); }
+};
+
+}  // namespace
+
+size_t CudaIntegers::code_bytes(const cuda::PackedArgs& args) { return Codes(args).bytes(); }
+
+cuda::QuantizedRows CudaIntegers::rows_for(const cuda::PackedArgs& args) {
+  const Codes codes(args);
+  if (codes.bytes() > memory_.bytes()) {
+    throw Error({.what = "no room was reserved for the codes of so many activations",
+                 .where = "cuda backend",
+                 .expected = fmt::format("at most {} bytes", memory_.bytes()),
+                 .found = std::to_string(codes.bytes())});
+  }
+  return cuda::quantized_rows(memory_.data(), cuda::form_per_linear(args), codes.forms, codes.room,
+                              codes.strips, codes.weak_columns);
 }
 
 /// Quantization counts, for the engines want different layouts. What the call adds to stays as it

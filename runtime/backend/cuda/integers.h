@@ -1,7 +1,5 @@
 #pragma once
 
-#include <vector>
-
 #include "kernels/cuda/integer.h"
 #include "runtime/backend/cuda/engine_tuner.h"
 
@@ -14,6 +12,11 @@ class CudaIntegers {
   CudaIntegers(cuda::Stream& stream, const cuda::DeviceInfo& device)
       : stream_(stream), tuner_(device) {}
 
+  /// Of the device's memory, that a call wants for its codes.
+  static size_t code_bytes(const cuda::PackedArgs& args);
+  /// Room for the largest call. Once, before any runs.
+  void reserve(size_t bytes) { memory_ = cuda::Memory(bytes); }
+
   /// PRECOND: in.bits is 2 to 8.
   void run(const cuda::PackedArgs& args);
 
@@ -25,8 +28,7 @@ class CudaIntegers {
 
   cuda::Stream& stream_;
   EngineTuner tuner_;
-  /// For codes, the last one in use. Those that grew too small stay: a captured step may have them.
-  std::vector<cuda::Memory> memory_;
+  cuda::Memory memory_;  ///< for codes; where it lies captured steps know
 };
 
 }  // namespace oq

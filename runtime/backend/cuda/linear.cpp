@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "format/error.h"
+#include "format/bytes.h"
 
 namespace oq {
 namespace {
@@ -24,10 +24,10 @@ bool same_kernel(const CudaWeight& a, const CudaWeight& b) {
   return p.field_bits == q.field_bits && p.five_levels == q.five_levels;
 }
 
-Error mixed_kinds() {
-  return Error({.what = "weights that go together are stored in two ways",
-                .where = "cuda backend",
-                .hint = "use --backend cpu"});
+cuda::DeviceError mixed_kinds() {
+  return cuda::DeviceError({.what = "weights that go together are stored in two ways",
+                            .where = "cuda backend",
+                            .hint = "use --backend cpu"});
 }
 
 int weak_columns(const cuda::PackedMatrix& m) { return m.weak_columns; }
@@ -39,6 +39,45 @@ cuda::LinearArgs<Matrix> args_of(const Linear& l, int column) {
   return {std::get<Matrix>(weight_of(l).matrix), bias == nullptr ? nullptr : bias->floats(),
           column};
 }
+
+cuda::BatchHow how_of(const cuda::PackedArgs& args, bool precise) {
+  const bool gemm = !precise && args.experts == nullptr && args.in.tokens > kTilesAtMost;
+  return {gemm ? cuda::BatchEngine::gemm : cuda::BatchEngine::tiles, precise};
+}
+
+/// The largest call that a tensor of the plan can be part of.
+struct PlannedLinear {
+  cuda::PackedArgs args{};
+
+  PlannedLinear(const Plan& plan, const TensorInfo& t) {
+    const ModelConfig& c = plan.config;
+    const bool expert = t.name.find(".experts.") != std::string::npos;
+    // What reads a block's input does so beside others: q, k, v; gate and up.
+    args.count = int64_t(t.cols) != c.hidden ? 1 : !expert ? cuda::kMaxLinears : c.gated ? 2 : 1;
+    const auto matrix = cuda::shape_of(PackedLayout::of(t.rows, t.cols, t.packing));
+    for (int l = 0; l < args.count; ++l) args.linears[l].matrix = matrix;
+    args.weak_columns = matrix.weak_columns;
+    args.expert_count = expert ? int(c.experts) : 0;
+    args.experts = expert ? args.linears : nullptr;
+    args.in.tokens =
+        int(expert ? std::min<int64_t>(plan.max_rows, cuda::kExpertRows) : plan.max_rows);
+  }
+  PlannedLinear(const PlannedLinear&) = delete;  // `experts` points into it
+
+  size_t code_bytes() const { return CudaIntegers::code_bytes(args); }
+
+  /// Of any number of rows: fewer may take more, for the columns are cut into more splits.
+  size_t batch_bytes(const Plan& plan) const {
+    size_t most = 0;
+    cuda::PackedArgs part = args;
+    for (int tokens = kTilesAtMost; part.in.tokens > cuda::kMaxTokens; tokens += kTilesAtMost) {
+      part.in.tokens = std::min(tokens, args.in.tokens);
+      most = std::max(most, cuda::batch_bytes(part, how_of(part, plan.exact)));
+      if (tokens >= args.in.tokens) break;
+    }
+    return most;
+  }
+};
 
 }  // namespace
 
@@ -53,23 +92,42 @@ cuda::NormArgs norm_args(const Norm& norm) {
           .bias_peak = bias == nullptr ? 0.0f : bias->peak};
 }
 
+LinearRoom::LinearRoom(const Plan& plan) {
+  for (const TensorInfo& t : plan.tensors) {
+    if (t.kind != Kind::packed) continue;
+    const bool in_block = t.name.starts_with("blocks.");
+    const PlannedLinear linear(plan, t);
+    if (in_block && plan.scheme.activation_bits < 16) {
+      codes = std::max<uint64_t>(codes, linear.code_bytes());
+      measured =
+          uint64_t(plan.max_rows) * round_up(uint64_t(plan.config.hidden), 4) * sizeof(float);
+    } else {
+      batch = std::max<uint64_t>(batch, linear.batch_bytes(plan));
+    }
+  }
+}
+
+void CudaLinears::configure(const Plan& plan) {
+  precise_ = plan.exact;
+  integers_.reserve(LinearRoom(plan).codes);
+}
+
 /// Integers where the scheme quantizes what comes in; else decode's kernels for up to 8 rows, then
 /// tensor cores on packed weights, then cuBLAS.
 template <>
 void CudaLinears::start(const cuda::PackedArgs& args) {
   if (args.in.bits < 16) return integers_.run(args);
   if (args.in.tokens <= cuda::kMaxTokens) return cuda::packed_linears(stream_, args);
-  const bool gemm = !precise_ && args.experts == nullptr && args.in.tokens > kTilesAtMost;
-  const auto engine = gemm ? cuda::BatchEngine::gemm : cuda::BatchEngine::tiles;
-  cuda::batch_linears(stream_, args, {engine, precise_}, space_);
+  cuda::batch_linears(stream_, args, how_of(args, precise_), space_);
 }
 /// Eight rows at a time.
 template <>
 void CudaLinears::start(const cuda::DenseArgs& args) {
   if (args.in.bits < 16 && args.in.per_tensor) {
-    throw Error({.what = "per-tensor activation quantization of a linear that is not packed",
-                 .where = "cuda backend",
-                 .hint = "use --backend cpu"});
+    throw cuda::DeviceError(
+        {.what = "per-tensor activation quantization of a linear that is not packed",
+         .where = "cuda backend",
+         .hint = "use --backend cpu"});
   }
   cuda::DenseArgs part = args;
   for (int first = 0; first < args.in.tokens; first += cuda::kMaxTokens) {

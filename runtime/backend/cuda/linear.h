@@ -25,6 +25,15 @@ struct CudaBuffer final : Buffer {
 
 cuda::NormArgs norm_args(const Norm& norm);
 
+/// What linears take of the device's memory, beside weights and activations, for any batch.
+struct LinearRoom {
+  uint64_t codes = 0;     ///< integer activations
+  uint64_t batch = 0;     ///< BatchSpace, once there are more than 8 rows
+  uint64_t measured = 0;  ///< while engines for integers are measured
+
+  explicit LinearRoom(const Plan& plan);
+};
+
 /// Runs linears of any number of rows.
 class CudaLinears {
  public:
@@ -34,8 +43,8 @@ class CudaLinears {
   /// What has to be said of the choice between engines, or empty.
   const std::string& notice() const { return integers_.notice(); }
 
-  /// Batches keep 22 bits of their activations, not 11.
-  void set_precise(bool precise) { precise_ = precise; }
+  /// Before anything runs. With `plan.exact` batches keep 22 bits of their activations, not 11.
+  void configure(const Plan& plan);
 
   /// Linears that share `in` side by side in `out.y`, in as few launches as their kinds allow; with
   /// Finish::activate the two become one. Throws where two that must go together are of two kinds.

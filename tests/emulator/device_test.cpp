@@ -1,0 +1,261 @@
+/// The CUDA backend on a device that is missing, small or failing; captured steps.
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "kernels/cuda/kernels.h"
+#include "runtime/backend/cuda/cuda_backend.h"
+#include "runtime/backend/cuda/device_plan.h"
+#include "runtime/backend/cuda/steps.h"
+#include "tests/simt/device_state.h"
+#include "tests/support.h"
+#include "tests/tiny_oq.h"
+#include "tools/common/backend.h"
+
+using namespace oq;
+using namespace oq::test;
+
+namespace {
+
+/// A device of the test's own; the next test finds a whole one.
+class Device {
+ public:
+  Device() : before_(state()) { state().peak = state().used; }
+  ~Device() {
+    state().missing = before_.missing;
+    state().memory = before_.memory;
+    state().launches_left = before_.launches_left;
+  }
+  static simt::DeviceState& state() { return simt::device_state(); }
+  simt::DeviceState* operator->() { return &state(); }
+
+ private:
+  simt::DeviceState before_;
+};
+
+constexpr Decoder::Options kOptions = {.context = 300, .sequences = 2, .max_rows = 20};
+
+/// What runs where `backend` was asked for.
+std::string runs(const std::shared_ptr<const File>& file, const std::string& backend,
+                 const Decoder::Options& options = kOptions) {
+  return tool::make_decoder(file, {backend, 1, true}, options).backend().description();
+}
+
+bool starts_with(const std::string& text, const std::string& start) {
+  return text.rfind(start, 0) == 0;
+}
+
+void check_falls_back(const std::shared_ptr<const File>& file, const std::string& why,
+                      const Decoder::Options& options = kOptions) {
+  CAPTURE(why);
+  CHECK(starts_with(runs(file, "auto", options), "cpu, "));
+  for (const char* part : {why.c_str(), "--backend cuda", "use --backend cpu"}) {
+    CHECK_THROWS_WITH_AS(runs(file, "cuda", options), doctest::Contains(part), Error);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("auto takes the device where it can, the CPU where it cannot; cuda says why not") {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  CHECK(starts_with(runs(file, "auto"), "cuda, emulator, sm_90"));
+  CHECK(starts_with(runs(file, "cuda"), "cuda, emulator"));
+  CHECK(starts_with(runs(file, "cpu"), "cpu, "));
+  Device device;
+  SUBCASE("no device") {
+    device->missing = "no NVIDIA driver";
+    check_falls_back(file, "no NVIDIA driver");
+  }
+  SUBCASE("a device that this build has no kernels for") {
+    device->launches_left = 0;
+    CHECK(starts_with(runs(file, "auto"), "cpu, "));
+    CHECK_THROWS_WITH_AS(runs(file, "cuda"), doctest::Contains("--backend cuda"), Error);
+  }
+  SUBCASE("a device that fails while the weights come") {
+    device->launches_left = 7;
+    CHECK(starts_with(runs(file, "auto"), "cpu, "));
+  }
+  SUBCASE("too little memory") {
+    device->memory = device->used + 1000;
+    check_falls_back(file, "does not fit the device's memory (expected");
+  }
+  SUBCASE("a scheme that it has no kernels for") {
+    ModelConfig config = tiny_config();
+    config.experts = 3;
+    config.experts_used = 2;
+    check_falls_back(make_tiny_oq(dir / "tensor.oq", {.scheme = "w4a8t", .config = config}),
+                     "scheme w4a8t", {.context = 300, .sequences = 2, .max_rows = 65});
+  }
+}
+
+TEST_CASE("a damaged file is an error on every backend that reads all of it") {
+  const TempDir dir;
+  make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  std::string bytes = read_file(dir / "tiny.oq");
+  const auto good = File::open(dir / "tiny.oq");
+  bytes[good->tensor("blocks.1.up").offset + 9] ^= 1;
+  write_file(dir / "bad.oq", bytes);
+  const auto bad = File::open(dir / "bad.oq");
+  for (const char* backend : {"auto", "cuda"}) {
+    CHECK_THROWS_WITH_AS(runs(bad, backend), doctest::Contains("blocks.1.up"), Error);
+  }
+}
+
+TEST_CASE("a device that fails in the middle of a run is one error") {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  Decoder decoder = tool::make_decoder(file, {"auto", 1, true}, kOptions);
+  const std::vector<int32_t> tokens = {1, 2, 3};
+  decoder.feed(tokens);
+  Device device;
+  device->launches_left = 3;
+  CHECK_THROWS_WITH_AS(decoder.feed(tokens), doctest::Contains("failed while it worked"),
+                       cuda::DeviceError);
+}
+
+namespace {
+
+/// A decoder's peak against its plan, in a step that takes all there is: every row, all logits.
+void check_plan(const TinyOq& tiny, int kv_bits, int32_t rows) {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", tiny);
+  const ModelConfig& config = tiny.config;
+  Decoder::Options options = kOptions;
+  options.kv_bits = kv_bits;
+  options.max_rows = rows;
+  Device device;
+  const size_t before = device->used;
+  std::string told;
+  size_t told_at = 0;
+  const auto notice = [&](const std::string& text) {
+    told = text;
+    told_at = device->used;
+  };
+  Decoder decoder(file, make_cuda_backend({.notice = notice}), options);
+  CHECK(told_at == before);
+  CHECK(told.find("cuda, emulator, sm_90: ") == 0);
+  CHECK(told.find(" GB of device memory: ") != std::string::npos);
+  for (const int32_t n : {rows, std::min(rows, 64), 8, 1}) {
+    std::vector<int32_t> tokens(size_t(n), 3), all(size_t(n), 0), sequences(size_t(n), 0);
+    std::iota(all.begin(), all.end(), 0);
+    decoder.truncate(0);
+    decoder.step({tokens, all, sequences, all});
+  }
+
+  Plan plan{.config = config, .scheme = Scheme::parse(tiny.scheme)};
+  plan.context = options.context;
+  plan.sequences = options.sequences;
+  plan.max_rows = options.max_rows;
+  plan.kv_bits = options.kv_bits;
+  plan.tensors = file->tensors();
+  plan.buffers = {config.hidden, config.q_width() + 2 * config.kv_width(), config.q_width(),
+                  config.mlp};
+  const DevicePlan reckoned = DevicePlan::of(plan);
+  const uint64_t taken = device->peak - before;
+  CAPTURE(tiny.scheme);
+  CAPTURE(config.experts);
+  CAPTURE(kv_bits);
+  CAPTURE(rows);
+  CAPTURE(reckoned.total());
+  CAPTURE(taken);
+  CHECK(taken <= reckoned.total());
+  CHECK(reckoned.total() < taken + taken / 3);
+  // The least that is enough is enough, and a byte less is not.
+  const size_t reserve = size_t(128) << 20;
+  CHECK_NOTHROW(reckoned.check_fits({reckoned.total() + reserve, size_t(1) << 40}));
+  CHECK_THROWS_WITH_AS(reckoned.check_fits({reckoned.total() + reserve - 1, size_t(1) << 40}),
+                       doctest::Contains("choose a smaller --ctx"), cuda::DeviceError);
+}
+
+}  // namespace
+
+TEST_CASE("the plan of device memory is told first, holds, and is not much too large") {
+  ModelConfig experts = tiny_config();
+  experts.experts = 5;
+  experts.experts_used = 2;
+  for (const ModelConfig& config : {tiny_config(), experts}) {
+    for (const int kv_bits : {16, 4}) {
+      check_plan({.scheme = "w4a16g32", .config = config}, kv_bits, 20);
+    }
+    check_plan({.scheme = "w4a16g32", .weak_columns = 3, .config = config}, 8, 80);
+    check_plan({.scheme = "w4a8g32", .config = config}, 16, 70);
+    check_plan({.scheme = "w4a8t", .weak_columns = 3, .config = config}, 16, 40);
+  }
+}
+
+TEST_CASE("a step is run, then captured, then replayed without its kernels being asked for") {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  Decoder decoder(file, make_cuda_backend(), kOptions);
+  const auto asked = [&](int32_t token) {
+    uint64_t before = 0, after = 0;
+    for (const cuda::Reached& r : cuda::reached()) before += r.runs;
+    decoder.feed({&token, 1});
+    for (const cuda::Reached& r : cuda::reached()) after += r.runs;
+    return after - before;
+  };
+  CHECK(asked(1) > 5);
+  CHECK(asked(2) > 5);
+  for (int32_t token : {3, 4, 5}) CHECK(asked(token) == 0);
+  {  // a step that fails leaves no trace in the others
+    const std::vector<int32_t> two = {1, 2};
+    decoder.feed(two);
+    Device device;
+    device->launches_left = 2;
+    CHECK_THROWS_AS(decoder.feed(two), cuda::DeviceError);
+  }
+  CHECK(asked(6) == 0);
+}
+
+TEST_CASE("a step that never ended is forgotten") {
+  cuda::Stream stream;
+  CudaSteps steps(stream, true);
+  const uint32_t word = 1;
+  for (int i = 0; i < 3; ++i) {
+    CHECK(steps.begin({1, 1}));
+    if (i > 0) CHECK_THROWS_AS(cuda::uploaded(stream, std::span(&word, 1)), cuda::DeviceError);
+    if (i == 0) steps.end();
+    steps.abandon();
+    CHECK_NOTHROW(cuda::uploaded(stream, std::span(&word, 1)));
+  }
+  CHECK(steps.begin({1, 1}));
+  steps.end();
+  CHECK(!steps.begin({1, 1}));
+  steps.end();
+}
+
+TEST_CASE("a recording runs when it is replayed, and refuses what cannot be captured") {
+  cuda::Stream stream;
+  const std::vector<uint32_t> words = {1, 2, 4, 8};
+  const cuda::Memory from = cuda::uploaded(stream, std::span<const uint32_t>(words));
+  const cuda::Memory to(16);
+  cuda::clear(stream, to.data(), 16);
+  const auto read = [&] {
+    std::vector<uint32_t> out(4);
+    cuda::download(stream, out.data(), to.data(), 16);
+    return out;
+  };
+  cuda::Graph graph;
+  {
+    cuda::Recording recording(stream);
+    cuda::copy_memory(stream, {from.data(), to.data(), 16, 1});
+    CHECK_THROWS_AS(stream.synchronize(), cuda::DeviceError);
+    CHECK_THROWS_AS(read(), cuda::DeviceError);
+    graph = recording.finish();
+  }
+  CHECK(read() == std::vector<uint32_t>(4, 0));
+  stream.replay(graph);
+  CHECK(read() == words);
+  {
+    const cuda::Recording forgotten(stream);
+    cuda::clear(stream, to.data(), 16);
+  }
+  CHECK(read() == words);
+  cuda::clear(stream, to.data(), 16);
+  CHECK(read() == std::vector<uint32_t>(4, 0));
+}
