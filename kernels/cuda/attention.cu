@@ -263,7 +263,7 @@ OQ_DEVICE void merge(const AttentionArgs& a, const Work& work) {
 
 /// Blocks on an SM: with four, the f32 cache's would spill a register.
 template <KvType kType>
-constexpr int kAttentionBlocks = kType == KvType::f32 ? 3 : 4;
+[[maybe_unused]] constexpr int kAttentionBlocks = kType == KvType::f32 ? 3 : 4;
 
 template <KvType kType>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<kType>)
