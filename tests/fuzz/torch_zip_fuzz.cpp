@@ -11,6 +11,7 @@
 #include "tools/tensor_files/torch/crc32.h"
 #include "tools/tensor_files/torch/file.h"
 
+using namespace oq;
 using namespace oq::convert;
 using torch::ZipArchive;
 
