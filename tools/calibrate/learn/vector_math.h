@@ -20,6 +20,8 @@ inline float round_even(float x) {
 inline float fast_exp(float x) {
   x = std::min(std::max(x, -87.0f), 88.0f);
   const float n = round_even(x * 1.44269504f);
+  // n in the low bits of its sum with 1.5 x 2^23: a conversion to int is not defined for NaN.
+  const auto exponent = std::bit_cast<uint32_t>(n + 0x1.8p23f) + 127;
   const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
   float p = 1.0f / 5040;
   p = p * r + 1.0f / 720;
@@ -29,7 +31,7 @@ inline float fast_exp(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return p * std::bit_cast<float>((int32_t(n) + 127) << 23);
+  return p * std::bit_cast<float>(exponent << 23);
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
