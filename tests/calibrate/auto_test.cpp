@@ -6,7 +6,7 @@
 
 #include "runtime/decoder.h"
 #include "tests/calibrate/problem.h"
-#include "tests/support.h"
+#include "tests/calibrate/small_run.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
 #include "tools/calibrate/block.h"
@@ -22,15 +22,7 @@ namespace fs = std::filesystem;
 namespace {
 
 calibrate::Options options_of(const TempDir& dir, const char* method, const char* scheme) {
-  calibrate::Options o;
-  o.input = dir / "in.oq";
-  o.output = dir / "out.oq";
-  o.method = method;
-  o.scheme = Scheme::parse(scheme);
-  o.text = "self";
-  o.windows = 3;
-  o.window = 24;
-  o.threads = 2;
+  calibrate::Options o = test::small_run(dir / "in.oq", dir / "out.oq", method, scheme);
   o.tuning = calibrate::Tuning::mse;
   o.learning.epochs = 3;
   o.learning.transform = true;

@@ -8,14 +8,15 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include "tests/calibrate/small_run.h"
 #include "tests/convert/golden_models.h"
 #include "tests/convert/torch_archive.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
 #include "tools/calibrate/block.h"
-#include "tools/calibrate/options.h"
 
 using namespace oq;
+using test::refusal;
 using test::TempDir;
 namespace fs = std::filesystem;
 
@@ -24,17 +25,8 @@ namespace {
 /// A run that learns and saves.
 calibrate::Options learning(const fs::path& in, const TempDir& dir, const char* method,
                             const char* scheme) {
-  calibrate::Options o;
-  o.input = in;
-  o.output = dir / "learned.oq";
-  o.method = method;
-  o.scheme = Scheme::parse(scheme);
-  o.text = "self";
-  o.windows = 3;
-  o.window = 24;
+  calibrate::Options o = test::small_run(in, dir / "learned.oq", method, scheme);
   o.seed = 7;
-  o.threads = 2;
-  o.learning.epochs = 2;
   o.learning.transform = true;
   o.save_parameters = dir / "p.safetensors";
   return o;
@@ -52,16 +44,6 @@ calibrate::Options applying(calibrate::Options o, const TempDir& dir) {
   return o;
 }
 
-std::string refusal(const calibrate::Options& o) {
-  try {
-    calibrate::calibrate(o);
-  } catch (const Error& e) {
-    CHECK_FALSE(fs::exists(o.output));
-    return e.what();
-  }
-  return "calibrated";
-}
-
 void check_says(const std::string& text, std::initializer_list<const char*> parts) {
   for (const std::string part : parts) {
     CAPTURE(text);
@@ -71,6 +53,22 @@ void check_says(const std::string& text, std::initializer_list<const char*> part
 }
 
 ModelConfig config_of(const fs::path& model) { return ModelConfig::load(*File::open(model)); }
+
+/// A tiny model of which omniquant has learned at w3a16.
+struct LearnedModel {
+  LearnedModel() {
+    test::make_tiny_oq(dir / "in.oq");
+    calibrate::calibrate(o);
+  }
+
+  ModelConfig config() const { return config_of(dir / "in.oq"); }
+  calibrate::Parameters saved() const {
+    return calibrate::read_parameters(dir / "p.safetensors", config());
+  }
+
+  const TempDir dir;
+  const calibrate::Options o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
+};
 
 }  // namespace
 
@@ -95,11 +93,9 @@ TEST_CASE("saved parameters make the file that learning them made, in every vari
 }
 
 TEST_CASE("parameters say what they were learned from, and are saved again as they are") {
-  const TempDir dir;
-  test::make_tiny_oq(dir / "in.oq");
-  const auto o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
-  calibrate::calibrate(o);
-  const auto p = calibrate::read_parameters(dir / "p.safetensors", config_of(dir / "in.oq"));
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
+  const auto p = m.saved();
   CHECK(p.metadata.at("options") == "--method omniquant --scheme w3a16 --let");
   CHECK(p.metadata.at("seed") == "7");
   CHECK(p.metadata.at("text") == "self");
@@ -112,19 +108,17 @@ TEST_CASE("parameters say what they were learned from, and are saved again as th
   CHECK(p.blocks[1].at("q.upper").rows() == 120);
   CHECK(p.blocks[1].at("qkv.scale").cols() == 72);
 
-  auto again = applying(o, dir);
+  auto again = applying(m.o, dir);
   again.save_parameters = dir / "again.safetensors";
   calibrate::calibrate(again);
   CHECK(test::read_file(dir / "again.safetensors") == test::read_file(dir / "p.safetensors"));
 }
 
 TEST_CASE("parameters of something else are refused, with what was expected and found") {
-  const TempDir dir;
-  test::make_tiny_oq(dir / "in.oq");
-  const auto o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
-  calibrate::calibrate(o);
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
   const auto with = [&](auto change) {
-    auto other = applying(o, dir);
+    auto other = applying(m.o, dir);
     change(other);
     return refusal(other);
   };
@@ -142,23 +136,22 @@ TEST_CASE("parameters of something else are refused, with what was expected and 
   test::make_tiny_oq(dir / "other.oq", tiny);
   check_says(with([&](O& x) { x.input = dir / "other.oq"; }),
              {"another model", "expected", "found"});
-  auto unwritable = o;
+  CHECK_FALSE(fs::exists(dir / "applied.oq"));
+  auto unwritable = m.o;
   unwritable.output = dir / "x.oq";
   unwritable.save_parameters = dir / "none/p.safetensors";
   check_says(refusal(unwritable), {"none", "no such folder"});
 }
 
 TEST_CASE("damaged parameters are refused") {
-  const TempDir dir;
-  test::make_tiny_oq(dir / "in.oq");
-  const auto o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
-  calibrate::calibrate(o);
-  const auto sound = calibrate::read_parameters(dir / "p.safetensors", config_of(dir / "in.oq"));
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
+  const auto sound = m.saved();
   const auto with = [&](auto change) {
     calibrate::Parameters p = sound;
     change(p);
     calibrate::write_parameters(dir / "p.safetensors", p);
-    return refusal(applying(o, dir));
+    return refusal(applying(m.o, dir));
   };
   using P = calibrate::Parameters;
   using calibrate::Matrix;
@@ -179,8 +172,7 @@ TEST_CASE("damaged parameters are refused") {
   const std::string bytes = test::read_file(dir / "p.safetensors");
   for (size_t n = 0; n < bytes.size(); n += n < 3000 ? 7 : 1009) {
     test::write_file(dir / "cut.safetensors", bytes.substr(0, n));
-    CHECK_THROWS_AS(calibrate::read_parameters(dir / "cut.safetensors", config_of(dir / "in.oq")),
-                    Error);
+    CHECK_THROWS_AS(calibrate::read_parameters(dir / "cut.safetensors", m.config()), Error);
   }
 }
 
