@@ -142,6 +142,11 @@ void print_text(const Arguments& a, const calibrate::Result& r, const calibrate:
       m.after, m.before, m.after - m.before, m.standard_error, m.windows, m.window, m.text));
 }
 
+/// Strings that are no UTF-8 (names of files may be so) with a mark in their place.
+void print_line(const nlohmann::json& object) {
+  tool::print(object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
 void print_json(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
                 double seconds) {
   const calibrate::Options& o = a.options;
@@ -170,7 +175,7 @@ void print_json(const Arguments& a, const calibrate::Result& r, const calibrate:
                             {"window", m.window},   {"full_precision", m.before},
                             {"quantized", m.after}, {"standard_error", m.standard_error}};
   }
-  tool::print(object.dump() + "\n");
+  print_line(object);
 }
 
 calibrate::Measured measure(const Arguments& a, const std::string& text) {
