@@ -105,9 +105,10 @@ void File::replace_weak(const File& weak) {
       }
     }
     TensorInfo& to = tensors_[index_.at(from.name)];
-    std::byte* data = const_cast<std::byte*>(map_.data()) + to.offset;
-    std::memcpy(data + layout.weak_offset, bytes.data(), bytes.size());
-    to.crc = crc32c(this->data(to));
+    verify(to);  // its new checksum must not make damage right
+    const std::span<std::byte> section = writable(to.offset + layout.weak_offset, bytes.size());
+    std::memcpy(section.data(), bytes.data(), bytes.size());
+    to.crc = crc32c(data(to));
   }
 }
 

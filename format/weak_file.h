@@ -26,7 +26,8 @@ void write_weak_file(const std::filesystem::path& path, const File& base,
 /// Opens `path` with the weak columns of `weak` instead of its own; as File::open where `weak` is
 /// empty. The file on disk stays as it is: its mapping is private, so that only pages with weak
 /// columns are copied, or `pages` have the whole of it copied anyway. Reads the tensors in question
-/// once, for their checksums. Throws oq::Error where `weak` belongs to another file or is damaged.
+/// for their checksums. Throws oq::Error where `weak` belongs to another file, or where it or one
+/// of these tensors is damaged.
 std::shared_ptr<const File> open_with_weak(const std::filesystem::path& path,
                                            const std::filesystem::path& weak,
                                            Pages pages = Pages::ordinary);
