@@ -219,6 +219,7 @@ TEST_CASE("what cannot be calibrated is refused before any work") {
   CHECK(with([&](O& o) { o.input = dir / "packed.oq"; }).find("quantized already") !=
         std::string::npos);
   CHECK(with([](O& o) { o.window = 701; }).find("context") != std::string::npos);
+  CHECK(with([](O& o) { o.windows = 0; }).find("windows") != std::string::npos);
   CHECK(with([](O& o) { o.method = "magic"; }).find("rtn, smoothquant") != std::string::npos);
   CHECK(with([](O& o) { o.method = "act-only"; }).find("act-only") != std::string::npos);
   CHECK(with([](O& o) { o.scheme = Scheme::parse("w16a8"); }).find("act-only") !=
@@ -229,6 +230,11 @@ TEST_CASE("what cannot be calibrated is refused before any work") {
         std::string::npos);
   CHECK(with([&](O& o) { o.output = o.input; }).find("input itself") != std::string::npos);
   CHECK(fs::exists(dir / "out.oq") == false);
+  CHECK(with([](O& o) {
+          o.method = "rtn";  // which sees no window
+          o.text = "";
+          o.window = 701;
+        }) == "calibrated");
 }
 
 TEST_CASE("a report is one page with a chart of every type of linear") {

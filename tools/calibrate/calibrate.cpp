@@ -44,11 +44,6 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
                    "calibrate the f16 model (oq-convert without --scheme)");
     }
   }
-  if (o.window > config.context && o.parameters.empty()) {
-    throw refuse(fmt::format("--window {} is longer than the model's context", o.window),
-                 fmt::format("take at most {}", config.context));
-  }
-  if (o.window < 2 || o.windows < 1) throw refuse("needs windows of 2 tokens or more", "");
   if (o.method == "act-only" && o.scheme.quantizes_weights()) {
     throw refuse("--method act-only leaves weights as they are", "take a scheme such as w16a8");
   }
@@ -108,6 +103,7 @@ class Calibration {
                    .where = o_.input.string(),
                    .hint = "give --text FILE or --text self"});
     }
+    if (needs_text_) check_windows(o_, *file_, config_);
     std::error_code absent;
     if (std::filesystem::equivalent(o_.input, o_.output, absent)) {
       throw Error({.what = "is the input itself",
