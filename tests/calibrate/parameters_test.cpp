@@ -141,6 +141,46 @@ TEST_CASE("parameters of something else are refused, with what was expected and 
   unwritable.output = dir / "x.oq";
   unwritable.save_parameters = dir / "none/p.safetensors";
   check_says(refusal(unwritable), {"none", "no such folder"});
+  unwritable.save_parameters = dir / "p.bin";
+  check_says(refusal(unwritable), {"p.bin", "NAME.safetensors"});
+}
+
+TEST_CASE("no file that is read, and none twice, is written") {
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
+  fs::copy_file(dir / "in.oq", dir / "in.safetensors");
+  const std::string model = test::read_file(dir / "in.oq");
+  const std::string parameters = test::read_file(dir / "p.safetensors");
+  auto o = m.o;
+  o.input = dir / "in.safetensors";
+  o.save_parameters = dir / "./in.safetensors";
+  check_says(refusal(o), {"is the input itself", "--save-params"});
+  o.save_parameters = o.output = dir / "new.safetensors";
+  check_says(refusal(o), {"is the output itself", "--save-params"});
+  o = applying(m.o, dir);
+  o.output = dir / "p.safetensors";
+  check_says(refusal(o), {"is the file of --params itself", "-o"});
+  fs::create_hard_link(dir / "in.oq", dir / "link.oq");
+  o = m.o;
+  o.output = dir / "link.oq";
+  check_says(refusal(o), {"is the input itself", "-o"});
+  CHECK(test::read_file(dir / "in.oq") == model);
+  CHECK(test::read_file(dir / "in.safetensors") == model);
+  CHECK(test::read_file(dir / "p.safetensors") == parameters);
+}
+
+TEST_CASE("what starts from 1 does not say that --alpha had a part in it") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  const auto says_alpha = [&](const char* scheme, bool faithful) {
+    auto o = learning(dir / "in.oq", dir, "omniquant", scheme);
+    o.learning.epochs = 0;
+    o.learning.faithful = faithful;
+    return calibrate::calibrate(o).options.find("--alpha") != std::string::npos;
+  };
+  CHECK_FALSE(says_alpha("w3a16", false));
+  CHECK(says_alpha("w3a16", true));
+  CHECK(says_alpha("w3a8", false));
 }
 
 TEST_CASE("damaged parameters are refused") {
@@ -323,4 +363,47 @@ TEST_CASE("transformations start from OmniQuant's measured ranges") {
   o.input = dir / "other.oq";
   o.output = dir / "x.oq";
   check_says(refusal(o), {"another model"});
+}
+
+TEST_CASE("measured ranges are held to all blocks before any work") {
+  const TempDir dir;
+  test::to_oq(test::golden("families/opt"), dir / "in.oq");
+  const ModelConfig config = config_of(dir / "in.oq");
+  const auto scales = test::golden("omniquant/opt/act_scales.pt");
+  const auto says = [&](const fs::path& largest, const fs::path& middle,
+                        const ModelConfig& model) -> std::string {
+    try {
+      calibrate::read_input_ranges(largest, middle, model);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "read";
+  };
+  CHECK(says(scales, scales, config) == "read");
+  ModelConfig other = config;
+  other.blocks = 3;
+  check_says(says(scales, "", other), {"act_scales.pt, blocks.2.", "found none", "another model"});
+  other = config;
+  other.mlp = 60;  // down alone is of another size
+  check_says(says(scales, "", other),
+             {"act_scales.pt, blocks.0.down", "expected 60, found 58", "another model"});
+  // The last block lacks one, of the shifts.
+  std::vector<std::pair<std::string, std::string>> items;
+  std::vector<std::string> storages;
+  const auto add = [&](int block, const std::string& linear, uint64_t size) {
+    const std::string own = test::storage("FloatStorage", std::to_string(storages.size()), size);
+    items.emplace_back(fmt::format("model.decoder.layers.{}.{}", block, linear),
+                       test::tensor(own, 0, {size}, {1}));
+    storages.emplace_back(4 * size, '\0');
+  };
+  for (int block = 0; block < 2; ++block) {
+    for (const char* linear : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
+      add(block, std::string("self_attn.") + linear, 44);
+    }
+    add(block, "fc1", 44);
+    if (block == 0) add(block, "fc2", 58);
+  }
+  test::write_file(dir / "shifts.pt", test::torch_bytes(test::pickle(test::dict(items)), storages));
+  check_says(says(scales, dir / "shifts.pt", config),
+             {"shifts.pt, blocks.1.down", "expected 58, found none"});
 }

@@ -13,7 +13,7 @@
 namespace oq::calibrate {
 namespace {
 
-/// Refuses flags about learned parameters that have nothing to do.
+/// Refuses what is asked about learned parameters where it has nothing to do.
 void check_parameters(const Options& o) {
   const bool uses = !o.parameters.empty() || !o.save_parameters.empty() || !o.act_scales.empty() ||
                     !o.act_shifts.empty();
@@ -27,9 +27,42 @@ void check_parameters(const Options& o) {
                  .hint = "leave it out: --let learns such scales"});
   }
   if (o.save_parameters.empty()) return;
+  if (o.save_parameters.extension() != kParametersExtension) {
+    throw Error({.what = "is a name by which --params would not know learned parameters",
+                 .where = o.save_parameters.string(),
+                 .expected = fmt::format("NAME{}", kParametersExtension)});
+  }
   const auto folder = std::filesystem::absolute(o.save_parameters).parent_path();
   if (!std::filesystem::is_directory(folder)) {
     throw Error({.what = "there is no such folder", .where = folder.string()});
+  }
+}
+
+bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
+  std::error_code absent;
+  return std::filesystem::equivalent(a, b, absent) ||
+         std::filesystem::weakly_canonical(a, absent) ==
+             std::filesystem::weakly_canonical(b, absent);
+}
+
+/// Refuses to write what is read, or one file twice.
+void check_places(const Options& o) {
+  const std::pair<const char*, const std::filesystem::path&> files[] = {
+      {"the input", o.input},
+      {"the file of --params", o.parameters},
+      {"that of --act-scales", o.act_scales},
+      {"that of --act-shifts", o.act_shifts},
+      {"the output", o.output},
+      {"the file of --save-params", o.save_parameters}};
+  const auto* const written = std::end(files) - 2;
+  for (const auto* w = written; w != std::end(files); ++w) {
+    for (const auto* f = files; f != w; ++f) {
+      if (w->second.empty() || f->second.empty() || !same_file(w->second, f->second)) continue;
+      throw Error({.what = fmt::format("is {} itself", f->first),
+                   .where = w->second.string(),
+                   .hint = w == written ? "give another name with -o"
+                                        : "give another name with --save-params"});
+    }
   }
 }
 
@@ -54,6 +87,7 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
     throw refuse("AWRQ needs a scheme that quantizes activations", "such as w4a8");
   }
   check_parameters(o);
+  check_places(o);
 }
 
 /// What the bytes of a written file are spent on.
@@ -104,12 +138,6 @@ class Calibration {
                    .hint = "give --text FILE or --text self"});
     }
     if (needs_text_) check_windows(o_, *file_, config_);
-    std::error_code absent;
-    if (std::filesystem::equivalent(o_.input, o_.output, absent)) {
-      throw Error({.what = "is the input itself",
-                   .where = o_.output.string(),
-                   .hint = "give another name with -o"});
-    }
   }
 
   Result run() {

@@ -59,6 +59,10 @@ struct Options {
   bool resume = false;
 };
 
+/// Whether learned transformations start from the sizes of inputs (--alpha, --act-scales): where
+/// only weights are quantized there is nothing to move out of activations, and they start at 1.
+bool starts_from_inputs(const Options& options);
+
 /// What of the options shapes the file that given learned parameters make, as flags.
 std::string applied_options(const Options& options);
 /// What else of them shapes a result.
