@@ -28,6 +28,10 @@ class Method {
 std::unique_ptr<Method> make_method(const Options& options);
 std::vector<std::string_view> method_names();
 
+/// The methods that read a flag of oq-calibrate ("--damp"); none where it is not for methods to
+/// say. --text and its windows are not: any method may be given them, as may smoothing before it.
+std::vector<std::string_view> readers(std::string_view flag);
+
 std::unique_ptr<Method> make_rounding(const Options& options);
 std::unique_ptr<Method> make_hessian_method(const Options& options);
 std::unique_ptr<Method> make_learner(const Options& options);
