@@ -269,4 +269,19 @@ TEST_CASE("a report of a learned file has the loss of every block") {
   const std::string html = bytes_of(dir / "report.html");
   CHECK(html.find("Loss of each block") != std::string::npos);
   CHECK(html.find(fmt::format("{:.4g}", result.losses[1].back())) != std::string::npos);
+  CHECK(html.find("as chosen") == std::string::npos);  // nothing was
+}
+
+TEST_CASE("what auto chose is told apart from the losses of epochs") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "auto", "w3a16");
+  o.learning.aug_loss = true;  // a loss of another kind than the error
+  const auto result = calibrate::calibrate(o);
+  REQUIRE(result.losses.size() == 2);
+  for (const auto& losses : result.losses) CHECK(losses.size() == 2);
+  REQUIRE(result.output_errors.size() == 2);
+  for (const double e : result.output_errors) CHECK((e > 0 && e < 1));
+  calibrate::write_report(dir / "report.html", o, ModelConfig::load(*File::open(o.input)), result);
+  CHECK(bytes_of(dir / "report.html").find("as chosen") != std::string::npos);
 }

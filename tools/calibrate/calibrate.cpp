@@ -264,6 +264,8 @@ class Calibration {
           result.linears.insert(result.linears.end(), reports.begin(), reports.end());
           result.losses.push_back(
               block->metadata().get_or<std::vector<double>>("report.losses", {}));
+          result.output_errors.push_back(
+              block->metadata().get_or<double>("report.output_error", NAN));
         }
         const TensorInfo& t = block->tensor(spec.name);
         out.add(clean(t), block->data(t));

@@ -101,6 +101,7 @@ struct Result {
   std::string text_source;     ///< empty: none was needed
   std::vector<LinearReport> linears;
   std::vector<std::vector<double>> losses;  ///< [blocks][epochs]; empty where nothing was learned
+  std::vector<double> output_errors;        ///< [blocks], relative; NaN where none was measured
 };
 
 /// Calibrates `input` block by block and writes `output`. Finished blocks are kept beside it, in

@@ -202,7 +202,7 @@ class Auto final : public Method {
                    .where = job.full_name("output"),
                    .hint = "raise --damp, or take a scheme with more bits"});
     }
-    job.add_loss(least);
+    job.set_output_error(least);
     store(job, *best, choice);
   }
 
