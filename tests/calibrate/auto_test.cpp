@@ -12,6 +12,8 @@
 #include "tools/calibrate/block.h"
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/learn/loss.h"
+#include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/preflight.h"
 #include "tools/calibrate/solver/gptq.h"
 #include "tools/calibrate/work_folder.h"
 
@@ -136,9 +138,63 @@ TEST_CASE("mixed widths keep to their bytes and beat one width of as many") {
       const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
       for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
     }
-    auto o = options_of(dir, "auto", "w3a16g64");
+  }
+}
+
+TEST_CASE("a budget that is too small is found before the work, with the least that is not") {
+  const TempDir dir;
+  for (const char* scheme : {"w3a16g64", "w2*a8"}) {
+    make_one_block(dir, test::tiny_config());
+    auto o = options_of(dir, "auto", scheme);
+    o.text = "none.txt";  // which is not even looked for
     o.target_bits = 2;
+    std::string says;
+    try {
+      calibrate::calibrate(o);
+    } catch (const Error& e) {
+      says = e.what();
+    }
+    CAPTURE(says);
+    CHECK(says.find("--target-bits") != std::string::npos);
+    const std::string expected = "expected ";
+    const size_t at = says.find(expected);
+    REQUIRE(at != std::string::npos);
+    const double least = std::stod(says.substr(at + expected.size()));
+    o.text = "self";
+    o.target_bits = least - 0.01;
     CHECK_THROWS_WITH_AS(calibrate::calibrate(o), doctest::Contains("--target-bits"), Error);
+    o.target_bits = least;
+    calibrate::calibrate(o);
+    const auto file = File::open(o.output);
+    CHECK(linear_bytes(*file, ModelConfig::load(*file)).bits_per_weight() <= least);
+  }
+}
+
+TEST_CASE("preflight counts the candidates that are kept") {
+  const TempDir dir;
+  make_one_block(dir, test::tiny_config());
+  const auto file = File::open(dir / "in.oq");
+  const ModelConfig config = ModelConfig::load(*file);
+  struct Case {
+    const char* scheme;
+    double target;
+    int64_t plain, learned, mixed;
+  };
+  calibrate::Preflight before;
+  for (const Case& c : {Case{"w3a16", 0, 2, 4, 0}, Case{"w3a8", 0, 3, 6, 0},
+                        Case{"w3a16", 4, 3, 6, 9}, Case{"w3a8", 4, 5, 10, 15}}) {
+    auto o = options_of(dir, "auto", c.scheme);
+    o.window = 200;
+    o.target_bits = c.target;
+    const auto n = calibrate::auto_candidates(o);
+    CHECK(n.plain == c.plain);
+    CHECK(n.learned == c.learned);
+    CHECK(n.mixed == c.mixed);
+    const auto flight = calibrate::preflight(*file, config, o, o.windows);
+    CHECK(flight.flops > before.flops);
+    o.method = "omniquant";
+    CHECK(flight.memory > calibrate::preflight(*file, config, o, o.windows).memory);
+    before = flight;
   }
 }
 

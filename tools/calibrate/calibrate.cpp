@@ -128,6 +128,7 @@ class Calibration {
     if (!o_.parameters.empty()) read_given();
     check(o_, *file_, config_);
     method_ = make_method(o_);
+    method_->check(config_);
     needs_text_ = o_.smooth || (method_->needs_text() && given_.blocks.empty());
     if (!o_.act_scales.empty() || !o_.act_shifts.empty()) {
       ranges_ = read_input_ranges(o_.act_scales, o_.act_shifts, config_);
