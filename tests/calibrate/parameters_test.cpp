@@ -74,6 +74,7 @@ struct LearnedModel {
 
 TEST_CASE("saved parameters make the file that learning them made, in every variant") {
   const TempDir dir;
+  bool faithful = false;
   for (const ModelConfig& config : test::variant_configs()) {
     test::TinyOq tiny;
     tiny.config = config;
@@ -81,13 +82,12 @@ TEST_CASE("saved parameters make the file that learning them made, in every vari
     for (const auto& [method, scheme] :
          {std::pair("omniquant", "w3a16g64"), std::pair("omniquant", "w4a4q4kv4"),
           std::pair("abq", "w2*a8")}) {
-      for (const bool faithful : {false, true}) {
-        auto o = learning(dir / "in.oq", dir, method, scheme);
-        o.learning.faithful = faithful;
-        calibrate::calibrate(o);
-        calibrate::calibrate(applying(o, dir));
-        CHECK(test::read_file(dir / "learned.oq") == test::read_file(dir / "applied.oq"));
-      }
+      auto o = learning(dir / "in.oq", dir, method, scheme);
+      o.learning.faithful = faithful;
+      faithful = !faithful;  // of three methods in a row: each meets both, in other variants
+      calibrate::calibrate(o);
+      calibrate::calibrate(applying(o, dir));
+      CHECK(test::read_file(dir / "learned.oq") == test::read_file(dir / "applied.oq"));
     }
   }
 }

@@ -49,7 +49,7 @@ void overwrite(const fs::path& path, const std::string& tensor, T value) {
 TEST_CASE("a killed run that is resumed comes to the bytes of one that was not") {
   const TempDir dir;
   TinyOq tiny;
-  tiny.config.blocks = 40;
+  tiny.config.blocks = 20;
   make_tiny_oq(dir / "in.oq", tiny);
   const ProcessResult whole = run(arguments(dir / "in.oq", dir / "whole.oq"));
   REQUIRE_MESSAGE(whole.code == 0, whole.err);
@@ -77,7 +77,7 @@ TEST_CASE("learning that is killed in the middle of a block is resumed to the sa
   const auto learn = [&](const fs::path& out) {
     auto args = arguments(dir / "in.oq", out);
     args[5] = "omniquant";
-    for (const char* more : {"--epochs", "120", "--save-params"}) args.emplace_back(more);
+    for (const char* more : {"--epochs", "40", "--save-params"}) args.emplace_back(more);
     args.push_back(out.string() + ".safetensors");
     return args;
   };
