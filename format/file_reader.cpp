@@ -132,6 +132,7 @@ void File::map(Pages pages, bool is_private) {
                  .hint = "make one with oq-convert"});
   }
   const auto size = size_t(st.st_size);
+  pages_ = pages;
   if (pages == Pages::huge) return copy(fd, size);
   void* p = mmap(nullptr, size, PROT_READ, is_private ? MAP_PRIVATE : MAP_SHARED, fd, 0);
   if (p == MAP_FAILED) {
