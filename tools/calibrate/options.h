@@ -59,6 +59,10 @@ struct Options {
   bool resume = false;
 };
 
+/// Whether learned transformations start from the sizes of inputs (--alpha, --act-scales): where
+/// only weights are quantized there is nothing to move out of activations, and they start at 1.
+bool starts_from_inputs(const Options& options);
+
 /// What of the options shapes the file that given learned parameters make, as flags.
 std::string applied_options(const Options& options);
 /// What else of them shapes a result.
@@ -97,6 +101,7 @@ struct Result {
   std::string text_source;     ///< empty: none was needed
   std::vector<LinearReport> linears;
   std::vector<std::vector<double>> losses;  ///< [blocks][epochs]; empty where nothing was learned
+  std::vector<double> output_errors;        ///< [blocks], relative; NaN where none was measured
 };
 
 /// Calibrates `input` block by block and writes `output`. Finished blocks are kept beside it, in

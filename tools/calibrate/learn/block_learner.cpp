@@ -137,36 +137,20 @@ void BlockLearner::start_pairs() {
   } else {
     observe_inputs();
   }
-  const bool balances = options_.scheme.activation_bits < 16 || options_.learning.faithful;
-  for (Pair& pair : transformation_->pairs()) {
-    if (balances) start_pair(pair);  // otherwise 1: there is nothing to move out of activations
-  }
+  if (!starts_from_inputs(options_)) return;
+  for (Pair& pair : transformation_->pairs()) start_pair(pair);
 }
 
-/// Where shifts are not given, they start at 0.
+/// Where shifts are not given, they start at 0. PRECOND: read_input_ranges has read the scales.
 void BlockLearner::take_ranges(const BlockParameters& ranges) {
   for (const auto& [name, l] : original_.linears) {
-    const auto take = [&, &l = l](const std::string& key, std::vector<float>& to) {
-      const auto found = ranges.find(key);
-      if (found == ranges.end()) return false;
-      const Matrix& m = found->second;
-      if (m.cols() != l.in()) {
-        throw Error({.what = "the ranges of inputs have another size",
-                     .where = job_.full_name(key),
-                     .expected = std::to_string(l.in()),
-                     .found = std::to_string(m.cols()),
-                     .hint = "they are of another model"});
-      }
-      to.assign(m.values().begin(), m.values().end());
-      return true;
-    };
     InputStats& s = inputs_[name];
-    if (!take(name + ".largest", s.largest)) {
-      throw Error({.what = "has no entry in the file of --act-scales",
-                   .where = job_.full_name(name),
-                   .hint = "it is of another model"});
-    }
-    if (!take(name + ".middle", s.middle)) s.middle.resize(size_t(l.in()));
+    const std::span<const float> largest = ranges.at(name + ".largest").values();
+    s.largest.assign(largest.begin(), largest.end());
+    s.middle.resize(size_t(l.in()));
+    const auto middle = ranges.find(name + ".middle");
+    if (middle == ranges.end()) continue;
+    std::copy_n(middle->second.values().begin(), s.middle.size(), s.middle.begin());
   }
 }
 
