@@ -81,13 +81,6 @@ std::span<const std::byte> tensor_bytes(const File& file) {
   return {first.data(), last.data() + last.size()};
 }
 
-/// 0 of nothing.
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::nth_element(values.begin(), values.begin() + long(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
-
 BenchReport measure(const Options& o) {
   const auto start = std::chrono::steady_clock::now();
   const std::vector<ThroughputTest> tests = tests_of(o);
