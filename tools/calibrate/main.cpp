@@ -36,7 +36,8 @@ struct Arguments {
   int64_t max_windows = 20;
   bool json = false, quiet = false;
   CLI::Option* method = nullptr;
-  CLI::Option *transform = nullptr, *clip_rate = nullptr;  ///< whose defaults are not fixed
+  // Whose defaults are not fixed.
+  CLI::Option *transform = nullptr, *clip_rate = nullptr, *transform_rate = nullptr;
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -108,7 +109,8 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
     return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
   a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq, auto: learning rate of clipping");
-  rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
+  a.transform_rate =
+      rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
                "omniquant, auto: learn also towards the full-precision block on the quantized "
                "one's inputs");
@@ -201,11 +203,13 @@ calibrate::Measured measure(const Arguments& a, const std::string& text) {
 /// Defaults that depend on other flags.
 void settle_learning(Arguments& a) {
   calibrate::Options& o = a.options;
-  if (o.learning.faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
+  const Scheme& s = o.scheme;
+  const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+  const bool faithful = o.learning.faithful;
+  if (faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
+  if (faithful && a.transform_rate->count() == 0) o.learning.transform_rate = 5e-3;
   if (a.transform->count() == 0) {
-    const Scheme& s = o.scheme;
-    const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
-    o.learning.transform = o.method == "abq" || !o.learning.faithful || activations;
+    o.learning.transform = o.method == "abq" || !faithful || activations;
   }
   if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
     throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");

@@ -18,8 +18,8 @@ struct Learning {
   int64_t batch = 1;        ///< windows to a step
   bool clip = true;         ///< LWC
   bool transform = false;   ///< LET
-  double clip_rate = 3e-2;  ///< AdamW's; the paper's 1e-2 is for 16 times the steps
-  double transform_rate = 5e-3;
+  double clip_rate = 1e-1;  ///< AdamW's; the paper's 1e-2 and 5e-3 are for 16 times the steps
+  double transform_rate = 2e-2;
   bool aug_loss = false;  ///< also towards the full-precision block on the quantized block's inputs
   bool faithful =
       false;  ///< as the reference's code does it where it differs (methods/learned.cpp)

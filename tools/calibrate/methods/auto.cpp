@@ -267,8 +267,7 @@ class Auto final : public Method {
     }
     Variant v{job.weights()};
     const Learning& l = job.options().learning;
-    BlockLearner learner(job, *graph_,
-                         {.relative = !l.faithful, .own_targets = l.aug_loss, .down = !l.faithful});
+    BlockLearner learner(job, *graph_, Recipe::of(l));
     learner.run();
     if (l.transform) v.weights = learner.folded();
     for (const auto& [name, done] : job.done()) {
