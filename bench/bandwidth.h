@@ -15,7 +15,7 @@ namespace oq {
 /// `subject`, where given, is read as well: the same limit for bytes that lie where they lie.
 class BandwidthProbe final : public Probe {
  public:
-  /// `threads` 0: one per usable core.
+  /// `threads` 0: one per usable core. PRECOND: `subject` is aligned to 64 bytes, as tensors are.
   explicit BandwidthProbe(int threads = 0, std::span<const std::byte> subject = {});
   ~BandwidthProbe() override;
 

@@ -88,13 +88,6 @@ std::span<const std::byte> tensor_bytes(const File& file) {
   return {first.data(), last.data() + last.size()};
 }
 
-/// 0 of nothing.
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::nth_element(values.begin(), values.begin() + long(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
-
 /// Runs the tests beside a probe of the memory that the weights lie in.
 void run_tests(const Options& o, const File& file, Decoder& decoder,
                const std::vector<ThroughputTest>& tests, BenchReport& r) {

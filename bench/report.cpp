@@ -6,8 +6,6 @@
 namespace oq {
 namespace {
 
-double median(const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; }
-
 /// In quotes where a comma, a quote or a line's end would break the line.
 std::string csv_field(const std::string& text) {
   if (text.find_first_of(",\"\n") == text.npos) return text;

@@ -21,6 +21,9 @@ struct ThroughputTest {
   std::string name() const;
 };
 
+/// The middle one, of two the larger; 0 of none.
+double median(std::vector<double> values);
+
 struct Throughput {
   ThroughputTest test;
   std::vector<double> rates;   ///< tokens per second of all sequences, by repetition, sorted
@@ -29,8 +32,8 @@ struct Throughput {
   double bytes_per_token = 0;  ///< decode: weights and KV cache, on average; a step reads the
                                ///< weights once for its whole batch (experts: as if alike)
 
-  double median() const { return rates[rates.size() / 2]; }
-  double share() const { return shares[shares.size() / 2]; }
+  double median() const { return oq::median(rates); }
+  double share() const { return oq::median(shares); }
   double bandwidth() const { return median() * bytes_per_token; }
 };
 

@@ -64,6 +64,8 @@ class File {
 
   const std::filesystem::path& path() const { return path_; }
   uint64_t bytes() const { return map_.size(); }
+  /// What was asked for when it was opened.
+  Pages pages() const { return pages_; }
   const Metadata& metadata() const { return metadata_; }
   std::span<const TensorInfo> tensors() const { return tensors_; }
 
@@ -103,6 +105,7 @@ class File {
 
   std::filesystem::path path_;
   std::span<const std::byte> map_;
+  Pages pages_ = Pages::ordinary;
   std::span<const std::byte> metadata_bytes_, directory_bytes_;
   Metadata metadata_;
   std::vector<TensorInfo> tensors_;

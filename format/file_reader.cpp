@@ -132,6 +132,7 @@ void File::map(Pages pages, bool writable) {
                  .hint = "make one with oq-convert"});
   }
   const auto size = size_t(st.st_size);
+  pages_ = pages;
   if (pages == Pages::huge) return copy(fd, size);
   void* p = mmap(nullptr, size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
                  writable ? MAP_PRIVATE : MAP_SHARED, fd, 0);

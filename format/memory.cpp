@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "format/bytes.h"
 #include "format/error.h"
 
 namespace oq {
@@ -60,6 +61,16 @@ uint64_t available_memory() {
   return std::min(system, available_in_container().value_or(system));
 }
 
+void advise(std::span<std::byte> memory, Pages pages) {
+#if defined(MADV_HUGEPAGE)
+  if (pages != Pages::huge) return;
+  const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const auto first = round_up(reinterpret_cast<uintptr_t>(memory.data()), page);
+  const auto end = reinterpret_cast<uintptr_t>(memory.data() + memory.size()) / page * page;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
 std::span<std::byte> map_memory(const std::string& name, uint64_t bytes, Pages pages) {
   const bool sparse = pages == Pages::sparse;
   if (!sparse) check_fits(name, bytes);
@@ -71,10 +82,9 @@ std::span<std::byte> map_memory(const std::string& name, uint64_t bytes, Pages p
                  .expected = fmt::format("{:.1f} GB", double(bytes) / 1e9),
                  .hint = "choose a smaller model or fewer bits, or raise the process's limit"});
   }
-#if defined(MADV_HUGEPAGE)
-  if (pages == Pages::huge) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-  return {static_cast<std::byte*>(p), bytes};
+  const std::span<std::byte> memory(static_cast<std::byte*>(p), bytes);
+  advise(memory, pages);
+  return memory;
 }
 
 }  // namespace oq

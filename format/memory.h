@@ -17,6 +17,10 @@ uint64_t available_memory();
 /// what it has. `sparse` need not fit: pages are taken as they are written, and few will be.
 enum class Pages { ordinary, huge, sparse };
 
+/// Asks for such pages under memory that nobody has touched yet; parts of pages at its ends keep
+/// what they have.
+void advise(std::span<std::byte> memory, Pages pages);
+
 /// Zeroed anonymous memory; the caller unmaps it. `name` stands where a path would, in messages.
 /// Throws oq::Error when the memory that is available is not enough, before any of it is taken
 /// (`sparse`: never so).

@@ -1,12 +1,10 @@
 #include "bench/gpu/kernel_bench.h"
 
-#include <algorithm>
-#include <vector>
-
 #include <unistd.h>
 
 #include "bench/device_probe.h"
 #include "bench/gpu/timing.h"
+#include "bench/throughput.h"
 #include "kernels/cuda/kernels.h"
 
 namespace oq {
@@ -17,11 +15,6 @@ constexpr int kCopyBlocks = 4096;
 constexpr int kPasses = 15;
 constexpr int kEmptyKernels = 200;
 constexpr unsigned kRowSeconds = 60;
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + long(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
 
 }  // namespace
 

@@ -1,7 +1,9 @@
 #include "bench/gpu/timing.h"
 
-#include <algorithm>
+#include <utility>
 #include <vector>
+
+#include "bench/throughput.h"
 
 namespace oq {
 namespace {
@@ -18,8 +20,7 @@ double median_time(cuda::Stream& stream, const std::function<void()>& run) {
     end.wait();
     if (i >= 0) times.push_back(cuda::seconds_between(begin, end));
   }
-  std::nth_element(times.begin(), times.begin() + kRuns / 2, times.end());
-  return times[kRuns / 2];
+  return median(std::move(times));
 }
 
 }  // namespace
