@@ -6,6 +6,9 @@ set(OQ_DEPS "" CACHE PATH "A bundle's deps/; none: the system's headers and libr
 set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)
 set(CMAKE_INSTALL_RPATH "$ORIGIN")
 add_link_options(-Wl,--disable-new-dtags)  # RPATH, which the libraries' own needs follow too
+if(OQ_DEPS)
+  add_link_options(-Wl,-rpath-link,${OQ_DEPS}/lib)
+endif()
 
 # oq_find_dependency(VARIABLE header|library NAME)
 function(oq_find_dependency variable kind name)

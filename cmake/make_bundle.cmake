@@ -37,7 +37,7 @@ if(NOT DEPS STREQUAL "${BUNDLE}/deps")
     endif()
     file(COPY ${header} DESTINATION ${BUNDLE}/deps/include)
   endforeach()
-  file(COPY ${LIBRARIES} DESTINATION ${BUNDLE}/deps/lib FOLLOW_SYMLINK_CHAIN)
+  file(COPY ${LIBRARIES} ${found} DESTINATION ${BUNDLE}/deps/lib FOLLOW_SYMLINK_CHAIN)
 endif()
 
 file(GLOB_RECURSE all ${BUNDLE}/*)
