@@ -106,14 +106,14 @@ BandwidthProbe::~BandwidthProbe() {
   }
 }
 
-double BandwidthProbe::pass(Buffer& buffer) {
-  static const Reader read = widest_reader();
+double BandwidthProbe::read(Buffer& buffer) {
+  static const Reader reader = widest_reader();
   if (buffer.bytes.size() < kSmallestSubject) return 0;
   const std::byte* first = buffer.bytes.data();
   const int64_t pieces = int64_t(buffer.bytes.size() / kPiece);  // the last few bytes are left out
   const auto start = std::chrono::steady_clock::now();
   pool_.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
-    const uint64_t sum = read(first + size_t(begin) * kPiece, size_t(end - begin) * kPiece);
+    const uint64_t sum = reader(first + size_t(begin) * kPiece, size_t(end - begin) * kPiece);
     sink.fetch_xor(sum, std::memory_order_relaxed);
   });
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
@@ -121,9 +121,9 @@ double BandwidthProbe::pass(Buffer& buffer) {
   return buffer.rates.back();
 }
 
-double BandwidthProbe::measure() {
-  pass(subject_);
-  return std::max(pass(huge_), pass(small_));
+double BandwidthProbe::pass() {
+  read(subject_);
+  return std::max(read(huge_), read(small_));
 }
 
 }  // namespace oq

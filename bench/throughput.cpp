@@ -72,7 +72,7 @@ double median(std::vector<double> values) {
 
 std::vector<Throughput> measure_throughput(Decoder& decoder,
                                            const std::vector<ThroughputTest>& tests,
-                                           int repetitions, BandwidthProbe& probe,
+                                           int repetitions, Probe& probe,
                                            const std::function<void()>& between) {
   std::vector<Throughput> results;
   std::set<int64_t> depths;

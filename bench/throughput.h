@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/bandwidth.h"
+#include "bench/probe.h"
 #include "runtime/decoder.h"
 
 namespace oq {
@@ -43,7 +43,7 @@ struct Throughput {
 /// PRECOND: the decoder has room for depth + tokens of every sequence.
 std::vector<Throughput> measure_throughput(Decoder& decoder,
                                            const std::vector<ThroughputTest>& tests,
-                                           int repetitions, BandwidthProbe& probe,
+                                           int repetitions, Probe& probe,
                                            const std::function<void()>& between = {});
 
 }  // namespace oq

@@ -72,8 +72,10 @@ void advise(std::span<std::byte> memory, Pages pages) {
 }
 
 std::span<std::byte> map_memory(const std::string& name, uint64_t bytes, Pages pages) {
-  check_fits(name, bytes);
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool sparse = pages == Pages::sparse;
+  if (!sparse) check_fits(name, bytes);
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (sparse ? MAP_NORESERVE : 0);
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (p == MAP_FAILED) {
     throw Error({.what = std::string("no memory: ") + std::strerror(errno),
                  .where = name,

@@ -93,6 +93,9 @@ class Backend {
   /// What runs, for people: "cpu, avx2, 2 threads".
   virtual std::string description() const = 0;
 
+  /// What it has taken of a device's memory, as the device tells it; 0: it runs on the host.
+  virtual uint64_t device_bytes() const = 0;
+
   /// Must come first, once. Takes no memory that it could know to be missing: it throws instead.
   virtual void configure(const Plan& plan) = 0;
   /// The backend keeps `file` alive as long as it needs its bytes.
