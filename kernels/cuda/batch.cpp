@@ -27,6 +27,7 @@ BatchPlan plan_of(const PackedArgs& args, int l, BatchHow how) {
               .padded_rows = m.tiles * kTileRows,
               .weak_columns = gemm ? 0 : m.weak_columns,
               .splits = 1,
+              .block_tiles = kBlockTokens / kTokenTile,
               .dequantized = 0,
               .operand = 0,
               .down = 0,

@@ -11,7 +11,7 @@
 /// batch has the work to pay for a launch. `finish` adds partial sums, bias and weak columns.
 namespace oq::cuda {
 
-constexpr int kBlockTokens = 64;  ///< of a block of `multiply`
+constexpr int kBlockTokens = 64;  ///< of a block of `multiply` at the most
 constexpr int kTokenTile = 8;     ///< columns of an mma
 constexpr int kOperandCols = 32;  ///< two mma deep: 16 bytes a lane
 
@@ -30,10 +30,12 @@ struct BatchPlan {
   int padded_rows;    ///< tiles of 16
   int weak_columns;   ///< at most; with `gemm`, 0: they are in the f16 weights
   int splits;         ///< of the columns, each summed by a block of its own
+  int block_tiles;    ///< tiles of 8 tokens of a block of `multiply`, as its shared memory has room
   int dequantized;    ///< rows at once
   size_t operand, down, weak, parts, weights, bytes;
 
   constexpr int token_tiles() const { return tokens / kTokenTile; }
+  constexpr int chunks() const { return (token_tiles() + block_tiles - 1) / block_tiles; }
 };
 
 /// What every launch of one linear gets.

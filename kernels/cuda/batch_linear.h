@@ -15,6 +15,8 @@
 ///   token's bits depend on the splits, and so on how many tokens there are.
 /// Measured: not measured.
 
+#include <algorithm>
+
 #include "kernels/cuda/batch.h"
 #include "kernels/cuda/block.h"
 #include "kernels/cuda/tile.h"
@@ -39,13 +41,12 @@ class BatchMultiplier {
  public:
   OQ_DEVICE BatchMultiplier(const BatchArgs& a, const PackedMatrix& w)
       : a_(a), w_(w), tile_(block_x() / a.plan.splits * kWarps + warp_id()), grids_(w, own_tile()) {
-    const bool experts = a.experts != nullptr;
     const int split = block_x() % a.plan.splits;
-    const int tokens = experts ? a.in.count[block_y()] : a.plan.tokens;
-    expert_ = experts ? block_y() : 0;
-    first_tile_ = experts ? 0 : block_y() * kMostTiles;
+    expert_ = block_y() / a.plan.chunks();
+    first_tile_ = block_y() % a.plan.chunks() * a.plan.block_tiles;
+    const int tokens = a.experts != nullptr ? a.in.count[expert_] : a.plan.tokens;
     const int left = (tokens + kTokenTile - 1) / kTokenTile - first_tile_;
-    tiles_ = left < kMostTiles ? left : kMostTiles;
+    tiles_ = left < a.plan.block_tiles ? left : a.plan.block_tiles;
     from_ = int(int64_t(w.units) * split / a.plan.splits);
     to_ = int(int64_t(w.units) * (split + 1) / a.plan.splits);
   }
@@ -200,22 +201,27 @@ class BatchMultiplier {
 
 template <int kBits, bool kFive>
 __global__ void __launch_bounds__(kThreads, 1) batch_kernel(BatchArgs a) {
+  const int64_t expert = block_y() / a.plan.chunks();
   const PackedMatrix& w =
-      a.experts == nullptr ? a.linear.matrix : a.experts[int64_t(block_y()) * a.expert_step].matrix;
+      a.experts == nullptr ? a.linear.matrix : a.experts[expert * a.expert_step].matrix;
   BatchMultiplier<kBits, kFive>(a, w).run();
 }
 
 template <int kBits, bool kFive>
-void start_batch(Stream& stream, const BatchArgs& a) {
-  const BatchPlan& p = a.plan;
+void start_batch(Stream& stream, const BatchArgs& args) {
+  BatchArgs a = args;
+  BatchPlan& p = a.plan;
+  const auto shared = [&] {
+    return size_t(kStages) * size_t(step_bytes<kFive>(p.block_tiles, p.how.precise));
+  };
+  p.block_tiles = std::min(p.token_tiles(), kMostTiles);
+  while (shared() > stream.block_shared()) --p.block_tiles;
   const int row_blocks = (p.padded_rows / kTileRows + kWarps - 1) / kWarps;
-  const int tiles = p.token_tiles() < kMostTiles ? p.token_tiles() : kMostTiles;
-  const int chunks = (p.tokens + kBlockTokens - 1) / kBlockTokens;
   launch(stream, "batch_linear", batch_kernel<kBits, kFive>,
          {.x = row_blocks * p.splits,
-          .y = a.experts == nullptr ? chunks : p.experts,
+          .y = p.experts * p.chunks(),
           .threads = kThreads,
-          .shared = size_t(kStages) * size_t(step_bytes<kFive>(tiles, p.how.precise))},
+          .shared = shared()},
          a);
 }
 

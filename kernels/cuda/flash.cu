@@ -357,6 +357,11 @@ void start_flash(Stream& stream, const AttentionArgs& a) {
           .shared = FlashShared::bytes(depth_of(a.kv), kPlanes<kType>)},
          a);
 }
+bool can_flash(const Stream& stream, const KvArgs& kv) {
+  const int planes = kv.type == KvType::f16 ? 1 : 2;
+  return kv.dim <= kFlashDims && FlashShared::bytes(depth_of(kv), planes) <= stream.block_shared();
+}
+
 template void start_flash<KvType::f32>(Stream&, const AttentionArgs&);
 template void start_flash<KvType::f16>(Stream&, const AttentionArgs&);
 template void start_flash<KvType::codes8>(Stream&, const AttentionArgs&);

@@ -86,6 +86,7 @@ struct LinearsArgs {
   const LinearArgs<Matrix>* experts;  ///< [experts][count] on the device, or nullptr
   int expert_count;
   int weak_columns = 0;  ///< the most that any of them has; only integer.h asks
+  int slab_bytes = 0;    ///< of shared memory for activations; filled in where kernels start
 };
 using PackedArgs = LinearsArgs<PackedMatrix>;
 using DenseArgs = LinearsArgs<DenseMatrix>;
@@ -164,8 +165,10 @@ struct AttentionArgs {
 };
 /// Split over positions: for runs of a few rows.
 void attention(Stream& stream, const AttentionArgs& args);
-/// The same by blocks of queries: for long runs. Heads of at most 128 dimensions.
+/// The same by blocks of queries: for long runs. Heads of at most 128 dimensions, of which sm_75
+/// has shared memory for 96 where the cache is not f16: can_flash says so.
 constexpr int kFlashDims = 128;
+bool can_flash(const Stream& stream, const KvArgs& kv);
 void flash_attention(Stream& stream, const AttentionArgs& args);
 
 /// x[m] = row tokens[m] of a table, or += with `add`.

@@ -59,8 +59,12 @@ TEST_CASE("where nothing can be measured, a rule chooses") {
   Clock clock{2, 1};  // too late
   CHECK(tuner.choose(shape(4, 8, 1), clock.measure()) == Engine::bytes);
   CHECK(clock.calls == 0);
-  EngineTuner blackwell(device(10), "", "");
-  CHECK(blackwell.choose(shape(2, 8, 1), unmeasured) == Engine::bytes);
+  for (int major : {7, 10}) {  // without an instruction for planes
+    EngineTuner other(device(major), "", "");
+    CHECK(other.choose(shape(2, 8, 1), unmeasured) == Engine::bytes);
+    CHECK(other.choose(shape(2, 8, 2), clock.measure()) == Engine::bytes);
+  }
+  CHECK(clock.calls == 2);
 }
 
 TEST_CASE("an engine can be forced, and only one that there is") {
@@ -72,6 +76,8 @@ TEST_CASE("an engine can be forced, and only one that there is") {
   }
   CHECK(clock.calls == 0);
   CHECK_THROWS_WITH_AS(EngineTuner(device(9), "bits", ""), doctest::Contains("OQ_CUDA_ENGINE"),
+                       Error);
+  CHECK_THROWS_WITH_AS(EngineTuner(device(7), "planes", ""), doctest::Contains("8.0 or later"),
                        Error);
 }
 

@@ -26,7 +26,8 @@ class Device {
  public:
   Device() : before_(state()) { state().peak = state().used; }
   ~Device() {
-    state().missing = before_.missing;
+    state().info = before_.info;
+    state().block_shared = before_.block_shared;
     state().memory = before_.memory;
     state().launches_left = before_.launches_left;
   }
@@ -67,9 +68,17 @@ TEST_CASE("auto takes the device where it can, the CPU where it cannot; cuda say
   CHECK(starts_with(runs(file, "cuda"), "cuda, emulator"));
   CHECK(starts_with(runs(file, "cpu"), "cpu, "));
   Device device;
-  SUBCASE("no device") {
-    device->missing = "no NVIDIA driver";
+  SUBCASE("no driver") {
+    device->info.driver = 0;
     check_falls_back(file, "no NVIDIA driver");
+  }
+  SUBCASE("an old driver") {
+    device->info.driver = 11080;
+    check_falls_back(file, "made for CUDA 11.8, this build needs 12.0");
+  }
+  SUBCASE("an old device") {
+    device->info.major = 7;
+    check_falls_back(file, "emulator is of compute capability 7.0; 7.5 is the least");
   }
   SUBCASE("a device that this build has no kernels for") {
     device->launches_left = 0;
@@ -116,6 +125,62 @@ TEST_CASE("a device that fails in the middle of a run is one error") {
   device->launches_left = 3;
   CHECK_THROWS_WITH_AS(decoder.feed(tokens), doctest::Contains("failed while it worked"),
                        cuda::DeviceError);
+}
+
+namespace {
+
+/// Logits of a prompt, of 8 rows at once and of one.
+std::vector<float> logits_of(const std::shared_ptr<const File>& file, bool exact) {
+  Decoder decoder(file, make_cuda_backend(),
+                  {.context = 128, .sequences = 1, .max_rows = 70, .exact = exact});
+  std::vector<float> all;
+  for (const int rows : {70, 8, 1}) {
+    const std::vector<int32_t> tokens(size_t(rows), 17 + rows);
+    decoder.feed(tokens);
+    const auto logits = decoder.logits();
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("a device of compute capability 7.5 has less shared memory, and computes the same bits") {
+  const TempDir dir;
+  ModelConfig config = tiny_config();
+  config.blocks = 1;
+  config.mlp = 1700;  // activations of 8 rows take more than such a device has
+  ModelConfig experts = tiny_config();
+  experts.blocks = 1;
+  experts.experts = 3;
+  experts.experts_used = 2;
+  for (const TinyOq& tiny :
+       {TinyOq{.scheme = "w16a16", .config = config},
+        TinyOq{.scheme = "w4a16g32", .config = config},
+        TinyOq{.scheme = "w2*a16", .config = config}, TinyOq{.scheme = "w2a8", .config = config},
+        TinyOq{.scheme = "w4a16", .config = experts}}) {
+    const auto file = make_tiny_oq(dir / "tiny.oq", tiny);
+    for (const bool exact : {true, false}) {
+      const auto truth = logits_of(file, exact);
+      Device device;
+      device->info.major = 7;
+      device->info.minor = 5;
+      device->block_shared = 64 << 10;
+      CAPTURE(tiny.scheme);
+      CAPTURE(exact);
+      CHECK(logits_of(file, exact) == truth);
+    }
+  }
+  Device device;
+  cuda::KvArgs kv{};
+  kv.dim = 128;
+  for (const auto type : {cuda::KvType::f32, cuda::KvType::f16}) {
+    kv.type = type;
+    device->block_shared = 227 << 10;
+    CHECK(cuda::can_flash(cuda::Stream(), kv));
+    device->block_shared = 64 << 10;
+    CHECK(cuda::can_flash(cuda::Stream(), kv) == (type == cuda::KvType::f16));
+  }
 }
 
 namespace {

@@ -51,6 +51,7 @@ void enqueue(Stream& stream, std::function<void()> work) {
 
 /// Called where a kernel starts, recorded or not.
 void start_launch(const char* name) {
+  ++simt::device_state().launches;
   int& left = simt::device_state().launches_left;
   if (left == 0) {
     throw DeviceError(
@@ -60,9 +61,11 @@ void start_launch(const char* name) {
 }
 
 std::optional<DeviceInfo> find_device(std::string& why) {
-  why = simt::device_state().missing;
+  const DeviceInfo& d = simt::device_state().info;
+  why = why_not(d.driver, d.toolkit);
+  if (why.empty()) why = why_not(d);
   if (!why.empty()) return std::nullopt;
-  return DeviceInfo{.name = "emulator", .major = 9, .minor = 0, .processors = 4};
+  return d;
 }
 
 DeviceMemory device_memory() {
@@ -70,7 +73,7 @@ DeviceMemory device_memory() {
   return {d.memory - d.used, d.memory};
 }
 
-Stream::Stream() : handle_(new Queue) {}
+Stream::Stream() : handle_(new Queue), block_shared_(simt::device_state().block_shared) {}
 Stream::~Stream() { delete &queue_of(*this); }  // with copies that nobody asked for
 void Stream::synchronize() {
   refuse_recording(queue_of(*this), "synchronize");

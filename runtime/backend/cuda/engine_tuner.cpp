@@ -106,6 +106,13 @@ EngineTuner::EngineTuner(const cuda::DeviceInfo& device, std::string_view forced
                    .found = std::string(forced),
                    .hint = "unset OQ_CUDA_ENGINE"});
     }
+    if (forced_ == cuda::Engine::planes && device.major < 8) {
+      throw Error({.what = "this device has no instruction for bit planes",
+                   .where = "environment variable OQ_CUDA_ENGINE",
+                   .expected = "compute capability 8.0 or later",
+                   .found = fmt::format("{}.{}", device.major, device.minor),
+                   .hint = "unset OQ_CUDA_ENGINE"});
+    }
   }
   read();
 }
@@ -115,11 +122,10 @@ EngineTuner::EngineTuner(const cuda::DeviceInfo& device)
 
 cuda::Engine EngineTuner::by_rule(const cuda::DeviceInfo& device, const EngineShape& s) {
   constexpr int kOfBytes = 8;  // of a strip: 4 of codes, 4 that sum up weights
-  const bool has_bits = device.major == 8 || device.major == 9;
   const int tokens = std::min(s.tokens, cuda::kMaxTokens);
   const int of_x = (tokens * cuda::activation_planes(s.bits) + 7) / 8 + 1;
   const int planes = (s.five_levels ? 3 : s.weight_bits) * of_x;
-  return has_bits && planes < kOfBytes ? cuda::Engine::planes : cuda::Engine::bytes;
+  return device.has_bit_planes() && planes < kOfBytes ? cuda::Engine::planes : cuda::Engine::bytes;
 }
 
 cuda::Engine EngineTuner::choose(const EngineShape& shape, const Measure& measure) {
@@ -129,9 +135,9 @@ cuda::Engine EngineTuner::choose(const EngineShape& shape, const Measure& measur
   if (known != chosen_.end()) return known->second;
   if (unmeasured_.count(key) > 0) return by_rule(device_, shape);
   const auto bytes = measure(cuda::Engine::bytes);
-  // A device of 10.0 or later takes bits apart in software.
-  const auto planes = device_.major < 10 && bytes ? measure(cuda::Engine::planes) : std::nullopt;
-  const bool measured = bytes && (planes || device_.major >= 10);
+  const bool has_planes = device_.has_bit_planes();
+  const auto planes = has_planes && bytes ? measure(cuda::Engine::planes) : std::nullopt;
+  const bool measured = bytes && (planes || !has_planes);
   if (!measured) {
     unmeasured_.insert(key);
     return by_rule(device_, shape);
