@@ -168,9 +168,9 @@ void upload(Stream& stream, void* to, const Pinned& from, size_t bytes) {
         "a copy to the device failed");
 }
 void upload(Stream& stream, void* to, const void* from, size_t bytes) {
-  // From pageable memory: the runtime has taken its copy when the call returns.
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_of(stream)),
         "a copy to the device failed");
+  stream.synchronize();  // nothing promises that pageable memory has been read before
 }
 void download(Stream& stream, void* to, const void* from, size_t bytes) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_of(stream)),

@@ -159,7 +159,7 @@ class Pinned {
 /// was recorded afterwards has been waited for.
 void upload(Stream& stream, void* to, const Pinned& from, size_t bytes);
 
-/// Enqueue; `from` may be changed as soon as `upload` returns, `download` waits.
+/// From and to any memory of the host: both wait.
 void upload(Stream& stream, void* to, const void* from, size_t bytes);
 void download(Stream& stream, void* to, const void* from, size_t bytes);
 void clear(Stream& stream, void* to, size_t bytes);
