@@ -16,13 +16,15 @@ struct DeviceState {
                         .processors = 4,
                         .driver = 13000,
                         .toolkit = 12000};
-  size_t block_shared = 227 << 10;  ///< of a block; of sm_90
+  size_t block_shared = 99 << 10;  ///< of a block; sm_86's, the least but for sm_75
+  bool has_gemm = true;            ///< a library for matrix products
   size_t memory = size_t(1) << 33;
-  size_t used = 0;         ///< by what is allocated now
-  size_t peak = 0;         ///< the most of it so far
-  int recordings = 0;      ///< streams that record
-  int launches_left = -1;  ///< the one after these fails; -1: none does
-  uint64_t launches = 0;   ///< kernels that have started
+  size_t used = 0;            ///< by what is allocated now
+  size_t peak = 0;            ///< the most of it so far
+  int recordings = 0;         ///< streams that record
+  int launches_left = -1;     ///< the one after these fails; -1: none does
+  int allocations_left = -1;  ///< likewise, of memory
+  uint64_t launches = 0;      ///< kernels that have started
 };
 DeviceState& device_state();
 

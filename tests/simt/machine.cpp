@@ -207,7 +207,8 @@ void Machine::wait_for_warp(Combine combine) {
   Arrivals& arrivals = arrivals_[size_t(current_ / kWarp)];
   if (arrivals.count++ == 0) arrivals.first = current_;
   const Thread& other = *threads_[size_t(arrivals.first)];
-  if (other.what != me.what || other.detail != me.detail || other.place.line != me.place.line) {
+  if (other.what != me.what || other.detail != me.detail || other.place.line != me.place.line ||
+      std::strcmp(other.place.file, me.place.file) != 0) {
     record(
         fmt::format("a warp has parted: {}, but {}", describe(arrivals.first), describe(current_)),
         me.place);

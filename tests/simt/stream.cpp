@@ -80,6 +80,7 @@ void Stream::synchronize() {
   land_copies(queue_of(*this));
 }
 void Stream::replay(const Graph& graph) {
+  refuse_recording(queue_of(*this), "replay");
   for (const auto& work : *static_cast<const Work*>(graph.handle())) enqueue(*this, work);
 }
 
@@ -100,9 +101,14 @@ Graph Recording::finish() {
 
 Event::Event() = default;
 Event::~Event() = default;
-void Event::record(Stream& stream) { handle_ = stream.handle(); }
+void Event::record(Stream& stream) {
+  refuse_recording(queue_of(stream), "record");
+  handle_ = stream.handle();
+}
 void Event::wait() {
-  if (handle_ != nullptr) land_copies(*static_cast<Queue*>(handle_));
+  if (handle_ == nullptr) return;
+  refuse_recording(*static_cast<Queue*>(handle_), "wait");
+  land_copies(*static_cast<Queue*>(handle_));
 }
 double seconds_between(const Event&, const Event&) { return 0; }  // the emulator has no clock
 
@@ -111,7 +117,9 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
   if (d.recordings > 0) {
     throw DeviceError({.what = "no memory can be had while a stream records", .where = "emulator"});
   }
-  if (bytes > d.memory - d.used) {
+  const bool fails = d.allocations_left == 0;
+  if (d.allocations_left > 0) --d.allocations_left;
+  if (fails || bytes > d.memory - d.used) {
     throw DeviceError({.what = "the device's memory is full", .where = "emulator"});
   }
   d.used += bytes;
