@@ -5,12 +5,13 @@
 /// Regime: prefill, and batches of more than 8 sequences. Bound, by count for w4 on an H100
 ///   (docs/cuda.md): memory up to some 48 tokens, 24 as hi + lo; tensor cores beyond.
 /// Layout: layout.h for weights, which go from memory to registers, once for 64 tokens. Activations
-///   are fragments already (batch.h) and go to shared memory by cp.async, kStages steps ahead,
+///   are fragments already (batch.h) and go to shared memory by cp.async, kStages - 1 steps ahead,
 ///   where all warps read the same ones.
 /// Work split: a block of 8 warps has 128 rows, 64 tokens and a stretch of the columns; a warp 16
 ///   rows of them with all 64 tokens, so that what is unpacked once is multiplied 8 or 16 times.
-///   Few rows of weights are split by columns until 128 blocks work; `finish` adds their sums. The
-///   number of mma follows the tokens by eights, the registers do not: one kernel for 9 to 64.
+///   Few rows of weights are split by columns so that blocks fill 132 SMs; `finish` adds their
+///   sums. The number of mma follows the tokens by eights, the registers do not: one kernel for 9
+///   to 64.
 /// Sums: fp32 in the tensor core over at most a strip of 128 columns, then as in packed_linear.h. A
 ///   token's bits depend on the splits, and so on how many tokens there are.
 /// Measured: not measured.
@@ -225,16 +226,20 @@ void start_batch(Stream& stream, const BatchArgs& args) {
          a);
 }
 
-/// A block makes a tile's 16 rows, a warp a unit of them; weak columns are put in at the end.
+/// A block makes a tile's 16 rows, or a stretch of their columns, a warp a unit of them; weak
+/// columns are put in at the end.
 template <int kBits, bool kFive>
 __global__ void __launch_bounds__(kThreads) dequantize_kernel(BatchArgs a) {
   constexpr int kThirds = kThirdsOf<kFive>;
   const PackedMatrix& w = a.linear.matrix;
-  const int tile = a.first_row / kTileRows + block_x(), stride = a.plan.padded_cols;
-  const int g = lane_id() / 4, q = lane_id() % 4;
-  uint16_t* to = a.weights + int64_t(block_x()) * kTileRows * stride;
+  const int pieces = grid_x() / (a.plan.dequantized / kTileRows), piece = block_x() % pieces;
+  const int local = block_x() / pieces, tile = a.first_row / kTileRows + local;
+  const int g = lane_id() / 4, q = lane_id() % 4, stride = a.plan.padded_cols;
+  uint16_t* to = a.weights + int64_t(local) * kTileRows * stride;
   const RowGrids grids(w, tile);
-  for (int unit = warp_id(); unit < w.units; unit += kWarps) {
+  const int from = int(int64_t(w.units) * piece / pieces);
+  const int end = int(int64_t(w.units) * (piece + 1) / pieces);
+  for (int unit = from + warp_id(); unit < end; unit += kWarps) {
     UnitWords<kBits> words;
     words.load(w.codes + (int64_t(tile) * w.units + unit) * (2 * kBits * 32));
     OQ_UNROLL
@@ -263,16 +268,20 @@ __global__ void __launch_bounds__(kThreads) dequantize_kernel(BatchArgs a) {
   sync_block();
   const uint16_t* weak = w.weak + int64_t(tile) * w.weak_columns * kTileRows;
   for (int i = thread_id(); i < w.weak_columns * kTileRows; i += kThreads) {
+    const int k = int(w.weak_index[i / kTileRows]), unit = k / (kThirds * kStripCols);
+    if (unit < from || unit >= end) continue;
     const uint16_t bits = weak[i];
-    to[int64_t(i % kTileRows) * stride + w.weak_index[i / kTileRows]] =
+    to[int64_t(i % kTileRows) * stride + k] =
         w.weak_bf16 ? float_to_half(bits_to_float(uint32_t(bits) << 16)) : bits;
   }
 }
 
 template <int kBits, bool kFive>
 void start_dequantize(Stream& stream, const BatchArgs& a) {
+  const int tiles = a.plan.dequantized / kTileRows, units = a.linear.matrix.units;
+  const int pieces = std::clamp(2 * kProcessors / tiles, 1, (units + kWarps - 1) / kWarps);
   launch(stream, "dequantize", dequantize_kernel<kBits, kFive>,
-         {.x = a.plan.dequantized / kTileRows, .threads = kThreads}, a);
+         {.x = tiles * pieces, .threads = kThreads}, a);
 }
 
 }  // namespace oq::cuda

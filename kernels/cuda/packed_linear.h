@@ -249,8 +249,7 @@ class PackedMultiplier {
     const int r = thread_id() % kTileRows, s = thread_id() / kTileRows;
     float sums[kMaxTokens] = {};
     for (int i = s; i < w_.weak_columns; i += kWeakSlices) {
-      const uint16_t bits = w_.weak[(int64_t(tile_) * w_.weak_columns + i) * kTileRows + r];
-      const float weight = w_.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
+      const float weight = weak_weight(w_, (int64_t(tile_) * w_.weak_columns + i) * kTileRows + r);
       const int k = int(w_.weak_index[i]);
       OQ_UNROLL
       for (int m = 0; m < kMaxTokens; ++m) {

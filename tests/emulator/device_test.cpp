@@ -1,6 +1,7 @@
 /// The CUDA backend on a device that is missing, small or failing; captured steps.
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "tests/simt/device_state.h"
 #include "tests/support.h"
 #include "tests/tiny_oq.h"
+#include "tests/variants.h"
 #include "tools/common/backend.h"
 
 using namespace oq;
@@ -28,8 +30,10 @@ class Device {
   ~Device() {
     state().info = before_.info;
     state().block_shared = before_.block_shared;
+    state().has_gemm = before_.has_gemm;
     state().memory = before_.memory;
     state().launches_left = before_.launches_left;
+    state().allocations_left = before_.allocations_left;
   }
   static simt::DeviceState& state() { return simt::device_state(); }
   simt::DeviceState* operator->() { return &state(); }
@@ -102,6 +106,48 @@ TEST_CASE("auto takes the device where it can, the CPU where it cannot; cuda say
   }
 }
 
+TEST_CASE("memory that runs out in spite of the plan is one line, or the CPU under auto") {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  Device device;
+  device->allocations_left = 6;
+  CHECK(starts_with(runs(file, "auto"), "cpu, "));
+  device->allocations_left = 6;
+  CHECK_THROWS_WITH_AS(runs(file, "cuda"), doctest::Contains("the device's memory is full"), Error);
+}
+
+TEST_CASE("without a library for matrix products long prompts go on, and that is said") {
+  const TempDir dir;
+  for (const char* scheme : {"w4a16g32", "w16a16"}) {
+    const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = scheme});
+    const Decoder::Options options{.context = 128, .sequences = 1, .max_rows = 80};
+    const std::vector<int32_t> prompt(70, 9);
+    const auto logits = [&](std::string& told) {
+      Decoder decoder(file, make_cuda_backend(), options);
+      const auto out = decoder.feed(prompt);
+      told = decoder.backend().description();
+      return std::vector<float>(out.begin(), out.end());
+    };
+    std::string told;
+    const auto truth = logits(told);
+    CHECK(told == "cuda, emulator, sm_90");
+    Device device;
+    device->has_gemm = false;
+    const auto without = logits(told);
+    for (const char* part : {"long prompts are slower", "cuBLAS cannot be loaded"}) {
+      CHECK(told.find(part) != std::string::npos);
+    }
+    REQUIRE(without.size() == truth.size());
+    float most = 0, worst = 0;
+    for (size_t i = 0; i < truth.size(); ++i) {
+      most = std::max(most, std::fabs(truth[i]));
+      worst = std::max(worst, std::fabs(without[i] - truth[i]));
+    }
+    CHECK(most > 0.5f);
+    CHECK(worst < most / 512);  // f16, as docs/cuda.md has it
+  }
+}
+
 TEST_CASE("a damaged file is an error on every backend that reads all of it") {
   const TempDir dir;
   make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
@@ -148,10 +194,14 @@ std::vector<float> logits_of(const std::shared_ptr<const File>& file, bool exact
 TEST_CASE("a device of compute capability 7.5 has less shared memory, and computes the same bits") {
   const TempDir dir;
   ModelConfig config = tiny_config();
-  config.blocks = 1;
+  config.blocks = config.kv_heads = 1;
+  config.heads = 2;
+  config.hidden = 24;
+  config.head_dim = 8;
+  config.rope_dim = 4;
   config.mlp = 1700;  // activations of 8 rows take more than such a device has
-  ModelConfig experts = tiny_config();
-  experts.blocks = 1;
+  ModelConfig experts = config;
+  experts.mlp = 40;
   experts.experts = 3;
   experts.experts_used = 2;
   for (const TinyOq& tiny :
@@ -176,7 +226,7 @@ TEST_CASE("a device of compute capability 7.5 has less shared memory, and comput
   kv.dim = 128;
   for (const auto type : {cuda::KvType::f32, cuda::KvType::f16}) {
     kv.type = type;
-    device->block_shared = 227 << 10;
+    device->block_shared = 99 << 10;
     CHECK(cuda::can_flash(cuda::Stream(), kv));
     device->block_shared = 64 << 10;
     CHECK(cuda::can_flash(cuda::Stream(), kv) == (type == cuda::KvType::f16));
@@ -250,6 +300,8 @@ TEST_CASE("the plan of device memory is told first, holds, and is not much too l
     check_plan({.scheme = "w4a16g32", .weak_columns = 3, .config = config}, 8, 80);
     check_plan({.scheme = "w4a8g32", .config = config}, 16, 70);
     check_plan({.scheme = "w4a8t", .weak_columns = 3, .config = config}, 16, 40);
+    check_plan({.scheme = "w16a16", .config = config}, 16, 70);
+    check_plan({.scheme = "w16a8t", .config = config}, 16, 40);
   }
 }
 
@@ -275,6 +327,34 @@ TEST_CASE("a step is run, then captured, then replayed without its kernels being
     CHECK_THROWS_AS(decoder.feed(two), cuda::DeviceError);
   }
   CHECK(asked(6) == 0);
+}
+
+TEST_CASE("a decoded token takes 5 launches a block, with experts 8") {
+  const TempDir dir;
+  for (const ModelConfig& variant : variant_configs()) {
+    for (const char* scheme : {"w4a16g32", "w4a8g32", "w4a8t", "w16a16"}) {
+      for (const uint32_t weak : {0u, 3u}) {
+        if (weak > 0 && std::string(scheme) != "w4a8g32") continue;
+        const auto launches = [&](int64_t blocks) {
+          TinyOq tiny{.scheme = scheme, .weak_columns = weak, .config = variant};
+          tiny.config.blocks = blocks;
+          Decoder decoder(make_tiny_oq(dir / "tiny.oq", tiny), make_cuda_backend(), kOptions);
+          const int32_t token = 5;
+          decoder.feed({&token, 1});
+          const uint64_t before = Device::state().launches;
+          decoder.feed({&token, 1});
+          return Device::state().launches - before;
+        };
+        CAPTURE(scheme);
+        CAPTURE(weak);
+        CAPTURE(variant.experts);
+        CAPTURE(variant.post_norm);
+        // OPT-350m's norms stand behind the sums that they norm: two launches of their own.
+        const uint64_t most = variant.experts > 0 ? 8 : variant.post_norm ? 7 : 5;
+        CHECK(launches(2) - launches(1) == most);
+      }
+    }
+  }
 }
 
 TEST_CASE("a step that never ended is forgotten") {
