@@ -38,6 +38,7 @@ struct TinyOq {
   std::string scheme = "w16a16";
   uint32_t weak_columns = 0;  ///< of every packed linear
   uint32_t seed = 1;
+  int up_bits = 0;             ///< of "up" and "k" alone, where a file mixes widths; 16: f16
   bool equal_experts = false;  ///< all as the first, which equals the MLP of a model without
   ModelConfig config = tiny_config();
 };
@@ -57,7 +58,7 @@ class TinyOqWriter {
       rng_.seed(seed_of(spec.name));
       if (spec.role == Role::f32 && spec.rows == 1) {
         write_vector(spec);
-      } else if (spec.role == Role::linear && scheme_.quantizes_weights()) {
+      } else if (spec.role == Role::linear && bits_of(spec.name) < 16) {
         write_packed(spec);
       } else if (spec.role == Role::f32) {
         write_table(spec);
@@ -71,6 +72,11 @@ class TinyOqWriter {
  private:
   float normal(float mean, float deviation) {
     return std::normal_distribution<float>(mean, deviation)(rng_);
+  }
+
+  int bits_of(const std::string& name) const {
+    const bool other = tiny_.up_bits > 0 && (name.ends_with(".up") || name.ends_with(".k"));
+    return other ? tiny_.up_bits : scheme_.weight_bits;
   }
 
   /// Every tensor has a seed of its own, so that models which differ in one share the others.
@@ -122,7 +128,7 @@ class TinyOqWriter {
   }
 
   void write_packed(const TensorSpec& spec) {
-    const Packing packing{.bits = uint8_t(scheme_.weight_bits),
+    const Packing packing{.bits = uint8_t(bits_of(spec.name)),
                           .five_levels = scheme_.five_levels,
                           .group = scheme_.group,
                           .weak_columns = tiny_.weak_columns};

@@ -5,14 +5,18 @@
 /// Linears of more than 8 tokens. One linear is a few launches in a row:
 ///
 ///   tiles:  prepare, multiply (mma on packed weights), finish
-///   gemm:   prepare, then for rows by the megabyte: dequantize, gemm_f16; finish
+///   gemm:   prepare, then for rows by the megabyte: dequantize, Gemm; finish
+///   dense:  prepare, then for rows by the megabyte: Gemm, finish
 ///
-/// Norm and quantization are worked out once, by `prepare`, not by every block as in decode: a
+/// The norm is worked out once, by `prepare`, not by every block as in decode: a
 /// batch has the work to pay for a launch. `finish` adds partial sums, bias and weak columns.
 namespace oq::cuda {
 
-constexpr int kBlockTokens = 64;  ///< of a block of `multiply`
+constexpr int kBlockTokens = 64;  ///< of a block of `multiply` at the most
 constexpr int kTokenTile = 8;     ///< columns of an mma
+/// Processors that work is cut for: an H100's, on every device, for sums must not depend on where
+/// they are made.
+constexpr int kProcessors = 132;
 constexpr int kOperandCols = 32;  ///< two mma deep: 16 bytes a lane
 
 /// Activations for `multiply`: [expert][32 columns][8 tokens][this many bytes]. One is the B
@@ -30,17 +34,19 @@ struct BatchPlan {
   int padded_rows;    ///< tiles of 16
   int weak_columns;   ///< at most; with `gemm`, 0: they are in the f16 weights
   int splits;         ///< of the columns, each summed by a block of its own
+  int block_tiles;    ///< tiles of 8 tokens of a block of `multiply`, as its shared memory has room
   int dequantized;    ///< rows at once
   size_t operand, down, weak, parts, weights, bytes;
 
   constexpr int token_tiles() const { return tokens / kTokenTile; }
+  constexpr int chunks() const { return (token_tiles() + block_tiles - 1) / block_tiles; }
 };
 
 /// What every launch of one linear gets.
 struct BatchArgs {
   InputArgs in;
   OutputArgs out;
-  LinearArgs<PackedMatrix> linear;          ///< with experts: the largest shape
+  LinearArgs<PackedMatrix> linear;          ///< with experts: the largest shape; dense: its shape
   const LinearArgs<PackedMatrix>* experts;  ///< the first's, or nullptr
   int expert_step;                          ///< from one expert's to the next's
   bool first, last;                         ///< of the linears that Finish::activate multiplies

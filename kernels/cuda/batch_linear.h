@@ -5,15 +5,18 @@
 /// Regime: prefill, and batches of more than 8 sequences. Bound, by count for w4 on an H100
 ///   (docs/cuda.md): memory up to some 48 tokens, 24 as hi + lo; tensor cores beyond.
 /// Layout: layout.h for weights, which go from memory to registers, once for 64 tokens. Activations
-///   are fragments already (batch.h) and go to shared memory by cp.async, kStages steps ahead,
+///   are fragments already (batch.h) and go to shared memory by cp.async, kStages - 1 steps ahead,
 ///   where all warps read the same ones.
 /// Work split: a block of 8 warps has 128 rows, 64 tokens and a stretch of the columns; a warp 16
 ///   rows of them with all 64 tokens, so that what is unpacked once is multiplied 8 or 16 times.
-///   Few rows of weights are split by columns until 128 blocks work; `finish` adds their sums. The
-///   number of mma follows the tokens by eights, the registers do not: one kernel for 9 to 64.
+///   Few rows of weights are split by columns so that blocks fill 132 SMs; `finish` adds their
+///   sums. The number of mma follows the tokens by eights, the registers do not: one kernel for 9
+///   to 64.
 /// Sums: fp32 in the tensor core over at most a strip of 128 columns, then as in packed_linear.h. A
 ///   token's bits depend on the splits, and so on how many tokens there are.
 /// Measured: not measured.
+
+#include <algorithm>
 
 #include "kernels/cuda/batch.h"
 #include "kernels/cuda/block.h"
@@ -39,13 +42,12 @@ class BatchMultiplier {
  public:
   OQ_DEVICE BatchMultiplier(const BatchArgs& a, const PackedMatrix& w)
       : a_(a), w_(w), tile_(block_x() / a.plan.splits * kWarps + warp_id()), grids_(w, own_tile()) {
-    const bool experts = a.experts != nullptr;
     const int split = block_x() % a.plan.splits;
-    const int tokens = experts ? a.in.count[block_y()] : a.plan.tokens;
-    expert_ = experts ? block_y() : 0;
-    first_tile_ = experts ? 0 : block_y() * kMostTiles;
+    expert_ = block_y() / a.plan.chunks();
+    first_tile_ = block_y() % a.plan.chunks() * a.plan.block_tiles;
+    const int tokens = a.experts != nullptr ? a.in.count[expert_] : a.plan.tokens;
     const int left = (tokens + kTokenTile - 1) / kTokenTile - first_tile_;
-    tiles_ = left < kMostTiles ? left : kMostTiles;
+    tiles_ = left < a.plan.block_tiles ? left : a.plan.block_tiles;
     from_ = int(int64_t(w.units) * split / a.plan.splits);
     to_ = int(int64_t(w.units) * (split + 1) / a.plan.splits);
   }
@@ -200,35 +202,44 @@ class BatchMultiplier {
 
 template <int kBits, bool kFive>
 __global__ void __launch_bounds__(kThreads, 1) batch_kernel(BatchArgs a) {
+  const int64_t expert = block_y() / a.plan.chunks();
   const PackedMatrix& w =
-      a.experts == nullptr ? a.linear.matrix : a.experts[int64_t(block_y()) * a.expert_step].matrix;
+      a.experts == nullptr ? a.linear.matrix : a.experts[expert * a.expert_step].matrix;
   BatchMultiplier<kBits, kFive>(a, w).run();
 }
 
 template <int kBits, bool kFive>
-void start_batch(Stream& stream, const BatchArgs& a) {
-  const BatchPlan& p = a.plan;
+void start_batch(Stream& stream, const BatchArgs& args) {
+  BatchArgs a = args;
+  BatchPlan& p = a.plan;
+  const auto shared = [&] {
+    return size_t(kStages) * size_t(step_bytes<kFive>(p.block_tiles, p.how.precise));
+  };
+  p.block_tiles = std::min(p.token_tiles(), kMostTiles);
+  while (shared() > stream.block_shared()) --p.block_tiles;
   const int row_blocks = (p.padded_rows / kTileRows + kWarps - 1) / kWarps;
-  const int tiles = p.token_tiles() < kMostTiles ? p.token_tiles() : kMostTiles;
-  const int chunks = (p.tokens + kBlockTokens - 1) / kBlockTokens;
   launch(stream, "batch_linear", batch_kernel<kBits, kFive>,
          {.x = row_blocks * p.splits,
-          .y = a.experts == nullptr ? chunks : p.experts,
+          .y = p.experts * p.chunks(),
           .threads = kThreads,
-          .shared = size_t(kStages) * size_t(step_bytes<kFive>(tiles, p.how.precise))},
+          .shared = shared()},
          a);
 }
 
-/// A block makes a tile's 16 rows, a warp a unit of them; weak columns are put in at the end.
+/// A block makes a tile's 16 rows, or a stretch of their columns, a warp a unit of them; weak
+/// columns are put in at the end.
 template <int kBits, bool kFive>
 __global__ void __launch_bounds__(kThreads) dequantize_kernel(BatchArgs a) {
   constexpr int kThirds = kThirdsOf<kFive>;
   const PackedMatrix& w = a.linear.matrix;
-  const int tile = a.first_row / kTileRows + block_x(), stride = a.plan.padded_cols;
-  const int g = lane_id() / 4, q = lane_id() % 4;
-  uint16_t* to = a.weights + int64_t(block_x()) * kTileRows * stride;
+  const int pieces = grid_x() / (a.plan.dequantized / kTileRows), piece = block_x() % pieces;
+  const int local = block_x() / pieces, tile = a.first_row / kTileRows + local;
+  const int g = lane_id() / 4, q = lane_id() % 4, stride = a.plan.padded_cols;
+  uint16_t* to = a.weights + int64_t(local) * kTileRows * stride;
   const RowGrids grids(w, tile);
-  for (int unit = warp_id(); unit < w.units; unit += kWarps) {
+  const int from = int(int64_t(w.units) * piece / pieces);
+  const int end = int(int64_t(w.units) * (piece + 1) / pieces);
+  for (int unit = from + warp_id(); unit < end; unit += kWarps) {
     UnitWords<kBits> words;
     words.load(w.codes + (int64_t(tile) * w.units + unit) * (2 * kBits * 32));
     OQ_UNROLL
@@ -257,16 +268,20 @@ __global__ void __launch_bounds__(kThreads) dequantize_kernel(BatchArgs a) {
   sync_block();
   const uint16_t* weak = w.weak + int64_t(tile) * w.weak_columns * kTileRows;
   for (int i = thread_id(); i < w.weak_columns * kTileRows; i += kThreads) {
+    const int k = int(w.weak_index[i / kTileRows]), unit = k / (kThirds * kStripCols);
+    if (unit < from || unit >= end) continue;
     const uint16_t bits = weak[i];
-    to[int64_t(i % kTileRows) * stride + w.weak_index[i / kTileRows]] =
+    to[int64_t(i % kTileRows) * stride + k] =
         w.weak_bf16 ? float_to_half(bits_to_float(uint32_t(bits) << 16)) : bits;
   }
 }
 
 template <int kBits, bool kFive>
 void start_dequantize(Stream& stream, const BatchArgs& a) {
+  const int tiles = a.plan.dequantized / kTileRows, units = a.linear.matrix.units;
+  const int pieces = std::clamp(2 * kProcessors / tiles, 1, (units + kWarps - 1) / kWarps);
   launch(stream, "dequantize", dequantize_kernel<kBits, kFive>,
-         {.x = a.plan.dequantized / kTileRows, .threads = kThreads}, a);
+         {.x = tiles * pieces, .threads = kThreads}, a);
 }
 
 }  // namespace oq::cuda

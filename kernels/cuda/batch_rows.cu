@@ -11,6 +11,7 @@
 /// Measured: not measured.
 
 #include "kernels/cuda/batch.h"
+#include "kernels/cuda/fields.h"
 #include "kernels/cuda/input.h"
 #include "kernels/cuda/output.h"
 
@@ -71,47 +72,26 @@ __global__ void __launch_bounds__(kThreads) prepare_fragments(BatchArgs a) {
   if (thread_id() == 0) a.down[token_of(a, m)] = input.stats(0).down;
 }
 
-/// The largest of what meets weak columns may lie far outside the live ones' range.
-OQ_DEVICE void make_room_for_weak(const PackedMatrix& w, const BlockInput& input, float* scratch,
-                                  float& up, float& down) {
-  float peak = 0;
-  for (int i = thread_id(); i < w.weak_columns; i += kThreads) {
-    peak = fmaxf(peak, fabsf(input.normed(0, int(w.weak_index[i]))));
-  }
-  peak = block_reduce<Max>(peak, scratch);
-  if (peak * up < 0x1p15f) return;
-  fill_range(peak, up, down);
-}
-
+/// Weak columns are among the f16 weights, and what meets them among the others.
 __global__ void __launch_bounds__(kThreads) prepare_rows(BatchArgs a) {
-  const PackedMatrix& w = a.linear.matrix;
   const int m = block_x();
   auto* stats = reinterpret_cast<TokenStats*>(shared_memory());
   auto* scratch = reinterpret_cast<float*>(stats + 1);
-  const BlockInput input(a.in, w.cols, w.weak_mask, stats, scratch, m, 1);
-  float up = input.stats(0).up, down = input.stats(0).down;
-  if (w.weak_columns > 0) make_room_for_weak(w, input, scratch, up, down);
+  const BlockInput input(a.in, a.linear.matrix.cols, nullptr, stats, scratch, m, 1);
   uint16_t* to = reinterpret_cast<uint16_t*>(a.operand) + int64_t(m) * a.plan.padded_cols;
   for (int k = thread_id(); k < a.plan.padded_cols; k += kThreads) {
-    to[k] = float_to_half(input.live(0, k) * up);
+    to[k] = float_to_half(input.live(0, k) * input.stats(0).up);
   }
-  sync_block();
-  for (int i = thread_id(); i < w.weak_columns; i += kThreads) {
-    const int k = int(w.weak_index[i]);
-    to[k] = float_to_half(input.normed(0, k) * up);
-  }
-  if (thread_id() == 0) a.down[m] = down;
+  if (thread_id() == 0) a.down[m] = input.stats(0).down;
 }
 
 /// sums[m] += weak columns x what meets them, of 8 tokens.
 OQ_DEVICE void add_weak(const BatchArgs& a, const PackedMatrix& w, int row, int first,
                         float sums[kTokenTile]) {
-  const uint16_t* weights =
-      w.weak + int64_t(row / kTileRows) * w.weak_columns * kTileRows + row % kTileRows;
+  const int64_t weights = int64_t(row / kTileRows) * w.weak_columns * kTileRows + row % kTileRows;
   const float* x = a.weak + token_of(a, first) * a.plan.weak_columns;
   for (int i = 0; i < w.weak_columns; ++i) {
-    const uint16_t bits = weights[int64_t(i) * kTileRows];
-    const float weight = w.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
+    const float weight = weak_weight(w, weights + int64_t(i) * kTileRows);
     OQ_UNROLL
     for (int m = 0; m < kTokenTile; ++m) {  // rows of tokens that are not there are never used
       sums[m] += weight * x[int64_t(m) * a.plan.weak_columns + i];

@@ -45,14 +45,14 @@ class DenseMultiplier {
   OQ_DEVICE DenseMultiplier(const DenseMatrix& w, int tile) : w_(w), tile_(tile) {}
   OQ_DEVICE static const uint32_t* weak_mask() { return nullptr; }
 
-  static size_t slab_bytes(int cols, int tokens) {
-    return size_t(slab_cols(cols, tokens)) * size_t(tokens) * sizeof(float);
+  static size_t slab_bytes(int cols, int tokens, int most) {
+    return size_t(slab_cols(cols, tokens, most)) * size_t(tokens) * sizeof(float);
   }
 
-  OQ_DEVICE void run(const BlockInput& input, int room, std::byte* slab, float* parts) {
+  OQ_DEVICE void run(const BlockInput& input, int room, Slab slab, float* parts) {
     float sums[2][kMaxTokens] = {};
-    const int step = slab_cols(w_.cols, room);
-    auto* x = reinterpret_cast<float*>(slab);  // [token][step]
+    const int step = slab_cols(w_.cols, room, slab.bytes);
+    auto* x = reinterpret_cast<float*>(slab.data);  // [token][step]
     for (int from = 0; from < w_.cols; from += step) {
       if (from > 0) sync_block();
       for (int m = 0; m < input.tokens(); ++m) {
@@ -79,9 +79,9 @@ class DenseMultiplier {
   static constexpr int kStep = 32 * Plain<T>::kPerLoad;  ///< columns of one load of a warp
 
   /// Columns at once: a multiple of a warp's load, so that no load is cut.
-  static constexpr int slab_cols(int cols, int tokens) {
+  static constexpr int slab_cols(int cols, int tokens, int most) {
     const int whole = (cols + kStep - 1) / kStep * kStep;
-    const int fit = int(kSlabBytes / sizeof(float)) / tokens / kStep * kStep;
+    const int fit = most / int(sizeof(float)) / tokens / kStep * kStep;
     return whole < fit ? whole : fit;
   }
 
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, 2) dense_kernel(DenseArgs args) {
 
 template <class T>
 void start(Stream& stream, const DenseArgs& args) {
-  launch(stream, "dense_linear", dense_kernel<T>, linear_grid<DenseMultiplier<T>>(args), args);
+  launch_linears<DenseMultiplier<T>>(stream, "dense_linear", dense_kernel<T>, args);
 }
 
 }  // namespace

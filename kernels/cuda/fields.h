@@ -41,6 +41,12 @@ OQ_DEVICE void split_levels(uint32_t v, uint32_t codes[3]) {
   codes[0] = rest - 5 * codes[1];
 }
 
+/// Weak weight `at` of a matrix, as PackedMatrix counts them.
+OQ_DEVICE float weak_weight(const PackedMatrix& w, int64_t at) {
+  const uint16_t bits = w.weak[at];
+  return w.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
+}
+
 /// The 2 F words of a lane's rows g and g + 8 in one unit.
 template <int kBits>
 struct UnitWords {

@@ -7,7 +7,8 @@
 ///   by row, values transposed, so that both are B operands of an mma; rows are padded by 16 bytes,
 ///   and no two lanes meet in a bank. What f16 does not hold exactly (f32 and codes times their
 ///   grids) lies there as hi + lo, as queries and probabilities always do: three products of four,
-///   the fourth is 2^-22 of the first.
+///   the fourth is 2^-22 of the first. hi + lo of keys and values keep 2^-25 at the least, whatever
+///   their size.
 /// Work split: RoPE and the append are a launch of their own, for every block reads what others
 ///   append. Then a block takes 64 of the (row, head of the group) pairs of one run and KV head,
 ///   the last of a run first, for they see most; a warp 16 of them.
@@ -27,6 +28,9 @@ constexpr int kFlashWarps = 4;
 constexpr int kFlashThreads = 32 * kFlashWarps;
 constexpr int kFlashQueries = 16 * kFlashWarps;
 constexpr int kPad = 8;  ///< halves behind each row in shared memory
+/// Probabilities are worth 2^14 times themselves until they are divided by their sum, so that as hi
+/// + lo those down to 2^-17 of the largest keep all of their 22 bits: 14 ln 2.
+constexpr float kRaise = 9.7040605f;
 constexpr int kValueStride = kKvTile + kPad;
 constexpr int kDimTiles = kFlashDims / 8;
 
@@ -245,13 +249,13 @@ class FlashBlock {
       top = fmaxf(top, shuffle_xor(top, 2));
       // A NaN among scores is in no maximum, but in its own exponential. Nothing seen yet: 0.
       const float base = top == -INFINITY ? 0.0f : top;
-      const float shrink = expf(tops_[r] - base);
+      const float shrink = expf(tops_[r] - base), lowered = base - kRaise;
       float sum = 0;
       OQ_UNROLL
       for (int i = 0; i < kKvTile / 4; ++i) {
         const int p = position_of(tile, i);
         float& score = scores[i / 2][2 * r + i % 2];
-        score = p < first || p > position ? 0.0f : expf(score - base);
+        score = p < first || p > position ? 0.0f : expf(score - lowered);
         sum += score;
       }
       tops_[r] = top;
@@ -357,6 +361,11 @@ void start_flash(Stream& stream, const AttentionArgs& a) {
           .shared = FlashShared::bytes(depth_of(a.kv), kPlanes<kType>)},
          a);
 }
+bool can_flash(const Stream& stream, const KvArgs& kv) {
+  const int planes = kv.type == KvType::f16 ? 1 : 2;
+  return kv.dim <= kFlashDims && FlashShared::bytes(depth_of(kv), planes) <= stream.block_shared();
+}
+
 template void start_flash<KvType::f32>(Stream&, const AttentionArgs&);
 template void start_flash<KvType::f16>(Stream&, const AttentionArgs&);
 template void start_flash<KvType::codes8>(Stream&, const AttentionArgs&);

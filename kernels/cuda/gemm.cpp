@@ -34,29 +34,31 @@ struct Library {
   }
 
  private:
-  static Error missing() {
-    const char* why = dlerror();
+  static DeviceError missing(const std::string& why) {
     return DeviceError({.what = "cuBLAS cannot be loaded",
                         .where = "cuda backend",
                         .expected = "libcublas.so." + std::to_string(CUBLAS_VER_MAJOR),
-                        .found = why == nullptr ? "another library of that name" : why,
-                        .hint = "put the CUDA toolkit's libraries on LD_LIBRARY_PATH, or use "
-                                "--exact, which does without, or --backend cpu"});
+                        .found = why,
+                        .hint = "put the CUDA toolkit's libraries on LD_LIBRARY_PATH"});
   }
 
   template <class Function>
   static void find(void* library, const char* name, Function& f) {
     f = reinterpret_cast<Function>(dlsym(library, name));
-    if (f == nullptr) throw missing();
+    if (f == nullptr) throw missing(std::string("another library, without ") + name);
   }
 
   static Library load() {
     const std::string name = "libcublas.so." + std::to_string(CUBLAS_VER_MAJOR);
-    void* opened = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (opened == nullptr) {  // the toolkit that this was built with
-      opened = dlopen((OQ_CUDA_LIBRARIES "/" + name).c_str(), RTLD_NOW | RTLD_LOCAL);
+    // Where the loader looks, the toolkit that this was built with, and where toolkits lie.
+    void* opened = nullptr;
+    std::string why;
+    for (const char* folder : {"", OQ_CUDA_LIBRARIES "/", "/usr/local/cuda/lib64/"}) {
+      opened = dlopen((folder + name).c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (opened != nullptr) break;
+      why += (why.empty() ? "" : "; ") + std::string(dlerror());
     }
-    if (opened == nullptr) throw missing();
+    if (opened == nullptr) throw missing(why);
     Library l{};
     find(opened, "cublasCreate_v2", l.create);
     find(opened, "cublasDestroy_v2", l.destroy);
@@ -67,33 +69,41 @@ struct Library {
   }
 };
 
-void check(cublasStatus_t status, const char* what) {
+void check(const Library& library, cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
   throw DeviceError({.what = what,
                      .where = "cuBLAS",
-                     .found = Library::get().text(status),
+                     .found = library.text(status),
                      .hint = "use --backend cpu"});
 }
 
-cublasHandle_t handle_of(const Gemm& g) { return static_cast<cublasHandle_t>(g.handle()); }
-
 }  // namespace
 
-Gemm::Gemm(Stream& stream) {
-  cublasHandle_t handle = nullptr;
-  check(Library::get().create(&handle), "cuBLAS cannot be used");
-  handle_ = handle;
-  check(Library::get().set_stream(handle, static_cast<cudaStream_t>(stream.handle())),
+struct Gemm::Handle {
+  const Library& library = Library::get();
+  cublasHandle_t blas = nullptr;
+
+  Handle() { check(library, library.create(&blas), "cuBLAS cannot be used"); }
+  ~Handle() { library.destroy(blas); }
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+};
+
+Gemm::Gemm(Stream& stream) : handle_(std::make_unique<Handle>()) {
+  const Library& library = handle_->library;
+  check(library, library.set_stream(handle_->blas, static_cast<cudaStream_t>(stream.handle())),
         "cuBLAS does not take a stream");
 }
-Gemm::~Gemm() { Library::get().destroy(handle_of(*this)); }
+Gemm::~Gemm() = default;
 
 /// Columns first, as cuBLAS counts: c transposed, n x m, is b (a transposed).
 void Gemm::run(const GemmArgs& g) {
   const float one = 1.0f, zero = 0.0f;
-  check(Library::get().gemm(handle_of(*this), CUBLAS_OP_T, CUBLAS_OP_N, g.n, g.m, g.k, &one, g.b,
-                            CUDA_R_16F, g.ldb, g.a, CUDA_R_16F, g.lda, &zero, g.c, CUDA_R_32F,
-                            g.ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+  const Library& library = handle_->library;
+  check(library,
+        library.gemm(handle_->blas, CUBLAS_OP_T, CUBLAS_OP_N, g.n, g.m, g.k, &one, g.b, CUDA_R_16F,
+                     g.ldb, g.a, CUDA_R_16F, g.lda, &zero, g.c, CUDA_R_32F, g.ldc,
+                     CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
         "a matrix product could not be started");
 }
 

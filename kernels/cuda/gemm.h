@@ -1,5 +1,7 @@
 #pragma once
 
+#include <memory>
+
 #include "kernels/cuda/stream.h"
 
 namespace oq::cuda {
@@ -24,12 +26,12 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  void* handle() const { return handle_; }  ///< the library's
   /// Enqueues.
   void run(const GemmArgs& args);
 
  private:
-  void* handle_ = nullptr;
+  struct Handle;  ///< the library's
+  std::unique_ptr<Handle> handle_;
 };
 
 }  // namespace oq::cuda

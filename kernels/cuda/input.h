@@ -3,16 +3,15 @@
 #include "kernels/cuda/block.h"
 #include "kernels/cuda/kernels.h"
 
-/// The front of a linear: norm and the scheme's quantization, worked out by every block for
-/// itself. Reading x again costs a block of 16 rows 4 bytes a column from the second-level cache,
-/// where its 4-bit weights are 8 from memory; a kernel of its own would cost a launch.
+/// The front of a linear: its norm, worked out by every block for itself. Reading x again costs a
+/// block of 16 rows 4 bytes a column from the second-level cache, where its 4-bit weights are 8
+/// from memory; a kernel of its own would cost a launch.
 namespace oq::cuda {
 
 /// What a block knows of one token before it multiplies.
 struct TokenStats {
   float mean, inv;  ///< of the norm
-  float grid_scale, grid_zero;
-  float up, down;  ///< a power of two that fills the range of f16, and its inverse
+  float up, down;   ///< a power of two that fills the range of f16, and its inverse
 };
 
 /// A power of two that brings `peak` into [2^14, 2^15), so that nothing overflows f16 and 2^-39 of
@@ -25,7 +24,7 @@ OQ_DEVICE void fill_range(float peak, float& up, float& down) {
   down = bits_to_float(uint32_t(127 - 14 + exponent) << 23);
 }
 
-/// The input of one block: rows of x behind norm and quantization.
+/// The input of one block: rows of x behind the norm.
 class BlockInput {
  public:
   /// Reads the statistics of up to `most` tokens from `first` on, which count from 0 here.
@@ -46,9 +45,7 @@ class BlockInput {
 
   /// What meets live weights of column k; nothing beyond the last column.
   OQ_DEVICE float live(int m, int k) const {
-    if (k >= cols_ || is_weak(k)) return 0.0f;
-    const float v = normed(m, k);
-    return args_.bits < 16 ? quantized(v, stats_[m]) : v;
+    return k >= cols_ || is_weak(k) ? 0.0f : normed(m, k);
   }
   /// What meets the weak weights of column k.
   OQ_DEVICE float normed(int m, int k) const {
@@ -71,11 +68,6 @@ class BlockInput {
     const int64_t expert = args_.count == nullptr ? 0 : block_y();
     return args_.x + expert * args_.expert_stride + r * args_.stride;
   }
-  OQ_DEVICE float quantized(float v, const TokenStats& s) const {
-    const float top = float((1 << args_.bits) - 1);
-    const float code = fminf(fmaxf(rintf(v / s.grid_scale) + s.grid_zero, 0.0f), top);
-    return s.grid_scale * (code - s.grid_zero);
-  }
 
   template <class Rule, class Term>
   OQ_DEVICE float over_row(float* scratch, Term term) const {
@@ -87,7 +79,7 @@ class BlockInput {
   OQ_DEVICE void measure(int m, float* scratch) {
     const float* x = row(m);
     const NormArgs& norm = args_.norm;
-    TokenStats s{0.0f, 1.0f, 1.0f, 0.0f, 1.0f, 1.0f};
+    TokenStats s{0.0f, 1.0f, 1.0f, 1.0f};
     float peak = over_row<Max>(scratch, [&](int k) { return fabsf(x[k]); });
     if (norm.kind != NormKind::none) {
       if (norm.kind == NormKind::layer) {
@@ -98,25 +90,8 @@ class BlockInput {
       s.inv = 1.0f / sqrtf(square / float(cols_) + norm.eps);
       peak = (peak + fabsf(s.mean)) * s.inv * norm.weight_peak + norm.bias_peak;
     }
-    stats_[m] = s;  // all threads write the same
-    sync_block();
-    if (args_.bits < 16) peak = fit_grid(m, scratch, s);
     fill_range(peak, s.up, s.down);
-    stats_[m] = s;
-  }
-
-  /// OmniQuant's grid of the live columns (kernels/activation_grid.h); the largest magnitude on
-  /// it. A value that is not finite makes the grid one of NaNs.
-  OQ_DEVICE float fit_grid(int m, float* scratch, TokenStats& s) const {
-    const auto at = [&](int k, float otherwise) { return is_weak(k) ? otherwise : normed(m, k); };
-    const float low = over_row<Min>(scratch, [&](int k) { return at(k, INFINITY); });
-    const float high = over_row<Max>(scratch, [&](int k) { return at(k, -INFINITY); });
-    const float poison = over_row<Sum>(scratch, [&](int k) { return at(k, 0.0f) * 0.0f; });
-    if (low > high) return 0.0f;  // no live column
-    const float top = float((1 << args_.bits) - 1);
-    s.grid_scale = fmaxf((high - low) / top, 1e-5f) + poison;
-    s.grid_zero = rintf(-low / s.grid_scale);
-    return s.grid_scale * fmaxf(fabsf(s.grid_zero), fabsf(top - s.grid_zero));
+    stats_[m] = s;  // all threads write the same
   }
 
   const InputArgs& args_;

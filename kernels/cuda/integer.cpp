@@ -1,42 +1,14 @@
 #include "kernels/cuda/integer.h"
 
-#include "format/bytes.h"
-
 namespace oq::cuda {
-namespace {
-
-/// The parts of QuantizedRows, each 256-aligned.
-struct Offsets {
-  size_t sums, grids, stats, weak, bytes;
-};
-
-Offsets offsets_of(int forms, int room, int strips, int weak_room) {
-  const auto rows = size_t(forms) * size_t(room);
-  size_t at = 0;
-  const auto take = [&](size_t bytes) {
-    const size_t from = at;
-    at = round_up(at + bytes, 256);
-    return from;
-  };
-  take(rows * size_t(strips) * 32 * sizeof(uint32_t));
-  Offsets o{};
-  o.sums = take(rows * size_t(strips) * 4 * sizeof(int32_t));
-  o.grids = take(rows * sizeof(TokenGrid));
-  o.stats = take(rows * sizeof(RowStats));
-  o.weak = take(rows * size_t(weak_room) * sizeof(float));
-  o.bytes = at;
-  return o;
-}
-
-}  // namespace
 
 size_t quantized_bytes(int forms, int room, int strips, int weak_room) {
-  return offsets_of(forms, room, strips, weak_room).bytes;
+  return QuantizedOffsets(forms, room, strips, weak_room).bytes;
 }
 
 QuantizedRows quantized_rows(std::byte* base, bool form_per_linear, int forms, int room, int strips,
                              int weak_room) {
-  const Offsets o = offsets_of(forms, room, strips, weak_room);
+  const QuantizedOffsets o(forms, room, strips, weak_room);
   return {.form_per_linear = form_per_linear,
           .room = room,
           .weak_room = weak_room,

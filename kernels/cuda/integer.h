@@ -1,10 +1,12 @@
 #pragma once
 
+#include "format/bytes.h"
 #include "kernels/cuda/kernels.h"
 
 /// Linears whose inputs a scheme quantizes to 8 bits or less: `quantize` puts rows onto their grids
 /// (kernels/activation_grid.h) and packs the codes for one of two engines, `integer_linears`
-/// multiplies them. Codes a (of x) and w (of weights) are unsigned, so that
+/// multiplies them; or, `fused`, quantizes in each of its blocks, which is a launch less and gives
+/// the same bits. Codes a (of x) and w (of weights) are unsigned, so that
 ///   y = a_scale x sum over groups of scale x (sum a w - zero x sum a - a_zero x sum (w - zero)),
 /// sums over live columns. What stands in parentheses is worked out for 128 columns at a time and
 /// rounded to fp32 once: zero points that lie far outside the codes cost no digits.
@@ -55,11 +57,33 @@ struct IntegerArgs {
   Engine engine;
   /// in.tokens is any number, with experts as many as their lists hold; in.bits is 2 to 8.
   PackedArgs linears;
-  QuantizedRows rows;
+  QuantizedRows rows;  ///< of `quantize`; not looked at where `fused`
+  bool fused = false;
+};
+
+/// The parts of QuantizedRows in one piece of memory, each 256-aligned.
+struct QuantizedOffsets {
+  size_t sums = 0, grids = 0, stats = 0, weak = 0, bytes = 0;
+
+  /// `strips`: of 128 columns, of the widest matrix.
+  constexpr QuantizedOffsets(int forms, int room, int strips, int weak_room) {
+    const auto rows = size_t(forms) * size_t(room);
+    place(rows * size_t(strips) * 32 * sizeof(uint32_t));
+    sums = place(rows * size_t(strips) * 4 * sizeof(int32_t));
+    grids = place(rows * sizeof(TokenGrid));
+    stats = place(rows * sizeof(RowStats));
+    weak = place(rows * size_t(weak_room) * sizeof(float));
+  }
+
+ private:
+  constexpr size_t place(size_t size) {
+    const size_t at = bytes;
+    bytes = round_up(at + size, 256);
+    return at;
+  }
 };
 
 /// Bytes of everything in QuantizedRows, and the same laid out from `base`.
-/// `strips`: of 128 columns, of the widest matrix.
 size_t quantized_bytes(int forms, int room, int strips, int weak_room);
 QuantizedRows quantized_rows(std::byte* base, bool form_per_linear, int forms, int room, int strips,
                              int weak_room);
@@ -72,5 +96,20 @@ bool form_per_linear(const PackedArgs& args);
 /// Fills args.rows.
 void quantize(Stream& stream, const IntegerArgs& args);
 void integer_linears(Stream& stream, const IntegerArgs& args);
+
+/// Whether a call can be fused: up to 8 tokens, whose codes a block has shared memory for.
+bool can_fuse(const Stream& stream, const PackedArgs& args);
+
+/// Rows of x behind norm and grid as floats, for weights that are not packed.
+struct ValuesArgs {
+  InputArgs in;  ///< with experts: their lists
+  int cols;
+  int experts;  ///< 1 where there are none
+  int room;     ///< rows of an expert in what follows
+  float* values;
+  int stride;
+  RowStats* stats;  ///< [expert][room]: where ranges are per tensor
+};
+void quantize_values(Stream& stream, const ValuesArgs& args);
 
 }  // namespace oq::cuda

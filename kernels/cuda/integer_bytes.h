@@ -17,14 +17,13 @@ class BytesMultiplier {
   static constexpr int kTokens = 8 * kTiles;
 
   OQ_DEVICE BytesMultiplier(const PackedMatrix& w, int tile, const TokenRows& x, int)
-      : weights_(w, tile), x_(x) {
-    OQ_UNROLL
-    for (int o = 0; o < kOwn; ++o) {
-      if (own_token(o) < x.tokens()) a_zero_[o] = x.grid(own_token(o)).zero;
-    }
-  }
+      : weights_(w, tile), x_(x) {}
 
   OQ_DEVICE void run(float* parts) {
+    OQ_UNROLL
+    for (int o = 0; o < kOwn; ++o) {
+      if (own_token(o) < x_.tokens()) a_zero_[o] = x_.grid(own_token(o)).zero;
+    }
     if (weights_.group_per_strip()) {
       weights_.walk([&](const uint32_t* words, int unit) { multiply<true>(words, unit, 0); });
     } else {
@@ -95,16 +94,15 @@ class BytesMultiplier {
     for (int t = 0; t < kThirds; ++t) {
       const int strip = unit * kThirds + t;
       uint32_t scales, zeros;
-      weights_.load_group(strip * kStripCols + (kWhole ? 0 : 32 * part), scales, zeros);
+      weights_.grids().load(strip * kStripCols + (kWhole ? 0 : 32 * part), scales, zeros);
       OQ_UNROLL
       for (int o = 0; o < kOwn; ++o) {
         const int token = own_token(o);
         const uint32_t of_x = token < x_.tokens() ? x_.sums(strip, token, part, kWhole) : 0;
         OQ_UNROLL
         for (int r = 0; r < 2; ++r) {
-          add_group(totals_[r][o], half_to_float(uint16_t(scales >> (16 * r))),
-                    int16_t(zeros >> (16 * r)), products[t][o / 2][2 * r + o % 2], sums[t][2 * r],
-                    of_x, a_zero_[o]);
+          add_group(totals_[r][o], scale_of_row(scales, r), int16_t(zeros >> (16 * r)),
+                    products[t][o / 2][2 * r + o % 2], sums[t][2 * r], of_x, a_zero_[o]);
         }
       }
     }

@@ -15,12 +15,13 @@ using IntegerMultiplier =
                                        : kFive                        ? 2
                                                                       : 4>>;
 
-/// Two blocks on an SM, 128 registers a thread, but where that would spill.
-template <bool kFive, IntegerKernel kKernel>
-constexpr int kIntegerBlocks = kFive || kKernel == IntegerKernel::wide ? 1 : 2;
+/// Two blocks on an SM, 128 registers a thread, but where that would spill: on sm_75 w8 too.
+template <int kBits, bool kFive, IntegerKernel kKernel>
+constexpr int kIntegerBlocks = kFive || kKernel == IntegerKernel::wide || (kSm75 && kBits == 8) ? 1
+                                                                                                : 2;
 
 template <int kBits, bool kFive, IntegerKernel kKernel>
-__global__ void __launch_bounds__(kThreads, kIntegerBlocks<kFive, kKernel>)
+__global__ void __launch_bounds__(kThreads, kIntegerBlocks<kBits, kFive, kKernel>)
     integer_kernel(IntegerArgs args) {
   run_integers<IntegerMultiplier<kBits, kFive, kKernel>>(args);
 }

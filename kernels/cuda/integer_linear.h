@@ -6,7 +6,11 @@
 ///   blocks, which find the weights in the second-level cache.
 /// Layout: layout.h for weights. Codes of x lie as an engine's B fragments, and a warp alone needs
 /// a
-///   strip of them: they go from the second-level cache to registers, without shared memory.
+///   strip of them: they go from the second-level cache to registers, without shared memory. A
+///   fused block has made them itself, and has them there.
+/// Fused: every block quantizes all rows again, as a16's blocks repeat their norm: 4 bytes a column
+///   and token from the second-level cache, where 16 rows of w4 are 8 and of w2 4 from memory. So a
+///   launch is saved at one token, and lost by count at 8: EngineTuner measures both.
 /// Sums: s32 over at most a strip of 128 columns. |sum a w| < 128 x 255 x 255 < 2^23; with zero
 ///   points of 16 bits |zero sum a| < 2^15 x 2^15, so s32 never overflows. With zero points of 8
 ///   bits both parts are below 2^24, and what goes to fp32 is rounded once. Between strips fp32.
@@ -19,12 +23,16 @@
 #include "kernels/cuda/integer.h"
 #include "kernels/cuda/integer_fields.h"
 #include "kernels/cuda/output.h"
+#include "kernels/cuda/pack_row.h"
 #include "kernels/cuda/weight_tile.h"
 
 namespace oq::cuda {
 
 constexpr int kIntegerWeakSlices = kThreads / kTileRows;
 constexpr int kIntegerSlices = kWarps + kIntegerWeakSlices;
+constexpr int slices_of(const PackedArgs& call) {
+  return call.weak_columns > 0 ? kIntegerSlices : kWarps;
+}
 
 /// A block's rows of one form, from row `first` on.
 class TokenRows {
@@ -79,8 +87,7 @@ OQ_DEVICE void add_weak_columns(const PackedMatrix& w, int tile, const TokenRows
   const int r = thread_id() % kTileRows, s = thread_id() / kTileRows;
   float sums[kTokens] = {};
   for (int i = s; i < w.weak_columns; i += kIntegerWeakSlices) {
-    const uint16_t bits = w.weak[(int64_t(tile) * w.weak_columns + i) * kTileRows + r];
-    const float weight = w.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
+    const float weight = weak_weight(w, (int64_t(tile) * w.weak_columns + i) * kTileRows + r);
     OQ_UNROLL
     for (int m = 0; m < kTokens; ++m) {
       if (m < x.tokens()) sums[m] = fmaf(weight, x.weak(m)[i], sums[m]);
@@ -92,10 +99,51 @@ OQ_DEVICE void add_weak_columns(const PackedMatrix& w, int tile, const TokenRows
   }
 }
 
-/// Multiplier(matrix, tile, x, bits).run(parts) leaves parts[warp][row][kTokens].
+/// Shared memory of a block: gate's results and partial sums; then, fused, codes.
+template <int kTokens>
+constexpr size_t own_codes_offset(int slices) {
+  return round_up(size_t(slices + 1) * kTileRows * kTokens * sizeof(float), 256);
+}
+
+/// The block's own form of its rows, in shared memory.
+OQ_DEVICE QuantizedRows rows_in(std::byte* base, int tokens, const PackedMatrix& w) {
+  const QuantizedOffsets o(1, tokens, w.strips(), w.weak_columns);
+  return {.form_per_linear = false,
+          .room = tokens,
+          .weak_room = w.weak_columns,
+          .codes = reinterpret_cast<uint32_t*>(base),
+          .sums = reinterpret_cast<int32_t*>(base + o.sums),
+          .grids = reinterpret_cast<TokenGrid*>(base + o.grids),
+          .stats = reinterpret_cast<RowStats*>(base + o.stats),
+          .weak = reinterpret_cast<float*>(base + o.weak)};
+}
+
+/// What `quantize` does, by one block for itself.
+OQ_DEVICE void quantize_here(Engine engine, const InputArgs& in, int expert, const PackedMatrix& w,
+                             const QuantizedRows& to, float* scratch) {
+  const int tokens = row_count(in, expert);
+  if (in.per_tensor) {
+    for (int i = 0; i < tokens; ++i) {
+      const RowStats s = measure(in.norm, {row_of(in, expert, i), w.cols, w.weak_mask}, scratch);
+      if (thread_id() == 0) to.stats[i] = s;
+    }
+    sync_block();
+  }
+  for (int i = 0; i < tokens; ++i) {
+    const SourceRow row{row_of(in, expert, i), w.cols, w.weak_mask};
+    const RowStats s =
+        in.per_tensor ? joined(in, expert, to.stats, i, scratch) : measure(in.norm, row, scratch);
+    pack_row(engine, in, s, row, w, to, 0, i);
+  }
+  sync_block();
+}
+
+/// Multiplier(matrix, tile, x, bits).run(parts) leaves parts[warp][row][kTokens]; its constructor
+/// starts to load weights and looks at nothing of x but how many tokens there are.
 template <class Multiplier>
 OQ_DEVICE void run_integers(const IntegerArgs& args) {
   constexpr int kTokens = Multiplier::kTokens;
+  const bool fused = kTokens <= kMaxTokens && args.fused;
   const PackedArgs& call = args.linears;
   const bool experts = call.experts != nullptr, pair = call.out.finish == Finish::activate;
   const int chunks = (call.in.tokens + kTokens - 1) / kTokens;
@@ -107,6 +155,7 @@ OQ_DEVICE void run_integers(const IntegerArgs& args) {
   out.y += expert * out.expert_stride;
   auto* gate = reinterpret_cast<float*>(shared_memory());
   float* parts = gate + kTileRows * kTokens;
+  std::byte* own_codes = shared_memory() + own_codes_offset<kTokens>(slices_of(call));
   int from = 0, tile = block_x();
   if (!pair) find_tile(call, from, tile);
   const int end = pair ? call.count : from + 1;
@@ -114,10 +163,15 @@ OQ_DEVICE void run_integers(const IntegerArgs& args) {
     const LinearArgs<PackedMatrix>& linear =
         experts ? call.experts[expert * call.count + l] : call.linears[l];
     const PackedMatrix& w = linear.matrix;
-    const int form = args.rows.form_per_linear ? expert * call.count + l : expert;
+    const QuantizedRows rows = fused ? rows_in(own_codes, call.in.tokens, w) : args.rows;
+    const int form = fused ? 0 : rows.form_per_linear ? expert * call.count + l : expert;
     const int words = code_words(args.engine, call.in.bits);
-    const TokenRows x(args.rows, form, w.strips(), first, tokens, words);
-    Multiplier(w, tile, x, call.in.bits).run(parts);
+    const TokenRows x(rows, form, w.strips(), first, tokens, words);
+    Multiplier multiplier(w, tile, x, call.in.bits);
+    if (fused && (l == from || call.weak_columns > 0)) {  // else those of the linear before
+      quantize_here(args.engine, call.in, expert, w, rows, parts);
+    }
+    multiplier.run(parts);
     if (w.weak_columns > 0) add_weak_columns<kTokens>(w, tile, x, parts);
     sync_block();
     const int slices = w.weak_columns > 0 ? kIntegerSlices : kWarps;
@@ -133,6 +187,17 @@ OQ_DEVICE void run_integers(const IntegerArgs& args) {
   }
 }
 
+/// Shared memory of a fused call, at the most.
+template <int kTokens>
+size_t fused_shared(const PackedArgs& call) {
+  size_t codes = 0;
+  for (int l = 0; l < call.count; ++l) {
+    const QuantizedOffsets o(1, call.in.tokens, call.linears[l].matrix.strips(), call.weak_columns);
+    codes = o.bytes > codes ? o.bytes : codes;
+  }
+  return own_codes_offset<kTokens>(slices_of(call)) + codes;
+}
+
 template <class Multiplier>
 Grid integer_grid(const IntegerArgs& args) {
   constexpr int kTokens = Multiplier::kTokens;
@@ -143,11 +208,11 @@ Grid integer_grid(const IntegerArgs& args) {
     tiles = call.out.finish == Finish::activate ? (own > tiles ? own : tiles) : tiles + own;
   }
   const int chunks = (call.in.tokens + kTokens - 1) / kTokens;
-  const int slices = call.weak_columns > 0 ? kIntegerSlices : kWarps;
   return {.x = tiles,
           .y = chunks * (call.experts != nullptr ? call.expert_count : 1),
           .threads = kThreads,
-          .shared = size_t(slices + 1) * kTileRows * kTokens * sizeof(float)};
+          .shared = args.fused ? fused_shared<kTokens>(call)
+                               : own_codes_offset<kTokens>(slices_of(call))};
 }
 
 }  // namespace oq::cuda

@@ -94,7 +94,7 @@ class PlanesMultiplier {
   template <bool kWhole>
   OQ_DEVICE void add_part(const uint32_t a[kPlanes][2], int strip, int part, uint32_t mask) {
     uint32_t scales, zeros;
-    weights_.load_group(strip * kStripCols + 32 * part, scales, zeros);
+    weights_.grids().load(strip * kStripCols + 32 * part, scales, zeros);
     int32_t weights[4] = {};
     products(a, mask, weights);
     const int q = lane_id() % 4;
@@ -116,8 +116,8 @@ class PlanesMultiplier {
       for (int r = 0; r < 2; ++r) {
         const bool second = o >= sharers_;
         float total = second ? totals_[r][1] : totals_[r][0];
-        add_group(total, half_to_float(uint16_t(scales >> (16 * r))), int16_t(zeros >> (16 * r)),
-                  sums[r], weights[2 * r], of_x, a_zero);
+        add_group(total, scale_of_row(scales, r), int16_t(zeros >> (16 * r)), sums[r],
+                  weights[2 * r], of_x, a_zero);
         if (own && !second) totals_[r][0] = total;
         if (own && second) totals_[r][1] = total;
       }

@@ -15,6 +15,7 @@ void start_packed(Stream&, const PackedArgs&);
 template <int kBits, bool kFive, IntegerKernel kKernel>
 void start_integers(Stream&, const IntegerArgs&);
 void start_quantize(Stream&, const IntegerArgs&);
+void start_values(Stream&, const ValuesArgs&);
 void start_dense_f32(Stream&, const DenseArgs&);
 void start_dense_f16(Stream&, const DenseArgs&);
 void start_dense_bf16(Stream&, const DenseArgs&);
@@ -174,6 +175,10 @@ std::array<Row<QuantizeKey, const IntegerArgs&>, 4> quantize_rows = {{
     {"quantize, planes, per token", {Engine::planes, false}, start_quantize},
     {"quantize, planes, per tensor", {Engine::planes, true}, start_quantize},
 }};
+std::array<Row<bool, const ValuesArgs&>, 2> values_rows = {{
+    {"quantize to values, per token", false, start_values},
+    {"quantize to values, per tensor", true, start_values},
+}};
 std::array<Row<Dense, const DenseArgs&>, 3> dense_rows = {{
     {"dense linear, f32", Dense::f32, start_dense_f32},
     {"dense linear, f16", Dense::f16, start_dense_f16},
@@ -251,9 +256,19 @@ void count(const Rows& rows, std::vector<Reached>& list) {
   for (const auto& row : rows) list.push_back({row.name, row.runs});
 }
 
+void check_not_quantized(const InputArgs& in) {
+  if (in.bits >= 16) return;
+  throw Error({.what = "these kernels take activations as they are",
+               .where = "cuda linears",
+               .expected = "16 bits",
+               .found = std::to_string(in.bits),
+               .hint = "quantize them first (kernels/cuda/integer.h)"});
+}
+
 }  // namespace
 
 void packed_linears(Stream& stream, const PackedArgs& a) {
+  check_not_quantized(a.in);
   const PackedMatrix& m = a.linears[0].matrix;
   dispatch(packed_rows, PackedKey{m.field_bits, m.five_levels, a.in.tokens > 4}, stream, a);
 }
@@ -267,10 +282,15 @@ void integer_linears(Stream& stream, const IntegerArgs& a) {
                                                                   : IntegerKernel::narrow;
   dispatch(integer_rows, IntegerKey{m.field_bits, m.five_levels, kernel}, stream, a);
 }
+void quantize_values(Stream& stream, const ValuesArgs& a) {
+  dispatch(values_rows, a.in.per_tensor, stream, a);
+}
 void dense_linears(Stream& stream, const DenseArgs& a) {
+  check_not_quantized(a.in);
   dispatch(dense_rows, a.linears[0].matrix.type, stream, a);
 }
 void batch_prepare(Stream& stream, const BatchArgs& a) {
+  check_not_quantized(a.in);
   dispatch(prepare_rows, a.plan.how.engine, stream, a);
 }
 void batch_multiply(Stream& stream, const BatchArgs& a) {
@@ -316,6 +336,7 @@ std::vector<Reached> reached() {
   count(packed_rows, list);
   count(integer_rows, list);
   count(quantize_rows, list);
+  count(values_rows, list);
   count(dense_rows, list);
   count(batch_rows, list);
   count(dequantize_rows, list);

@@ -49,20 +49,20 @@ struct InputArgs {
   int tokens;           ///< how many, or how many at most where `count` says
   const int32_t* rows;  ///< which rows of x, or nullptr: the first
   NormArgs norm;
-  int bits;  ///< below 16: quantized to the ActivationGrid of the live columns
+  int bits;  ///< below 16: to be put onto the ActivationGrid of the live columns (integer.h)
   // Experts: block_y e works on expert e alone.
   const int32_t* count;   ///< [experts] tokens that chose it, or nullptr
   int64_t expert_stride;  ///< floats between the experts' inputs; `rows` has 64 for each
   int first = 0;          ///< of the tokens: those before it are another call's
-  // Per tensor: one range for the rows of a run. Only `quantize` (integer.h) does this.
+  // Per tensor: one range for the rows of a run.
   bool per_tensor = false;
   const int32_t* runs = nullptr;      ///< [rows] of the batch: the run that each belongs to
   const int32_t* run_rows = nullptr;  ///< experts: as `rows`, which rows of `runs`
 };
 
-enum class Finish { store, add, activate };
+enum class Finish { store, add, multiply, activate };
 struct OutputArgs {
-  Finish finish;  ///< y = , y +=, or y = activation(first linear) x second
+  Finish finish;  ///< y = , y +=, y x=, or y = activation(first linear) x second, if there is one
   float* y;
   int stride;
   Activation activation;
@@ -86,12 +86,14 @@ struct LinearsArgs {
   const LinearArgs<Matrix>* experts;  ///< [experts][count] on the device, or nullptr
   int expert_count;
   int weak_columns = 0;  ///< the most that any of them has; only integer.h asks
+  int slab_bytes = 0;    ///< of shared memory for activations; filled in where kernels start
 };
 using PackedArgs = LinearsArgs<PackedMatrix>;
 using DenseArgs = LinearsArgs<DenseMatrix>;
 
 /// All linears of one call have the same field_bits and five_levels, or the same type.
-/// With `experts`, linears[0] has the largest shape among them.
+/// With `experts`, linears[0] has the largest shape among them. in.bits is 16: what a scheme
+/// quantizes goes through integer.h; other calls throw.
 void packed_linears(Stream& stream, const PackedArgs& args);
 void dense_linears(Stream& stream, const DenseArgs& args);
 
@@ -104,6 +106,8 @@ enum class BatchEngine {
 struct BatchHow {
   BatchEngine engine;
   bool precise;  ///< activations as hi + lo, 22 bits; else f16. `gemm` is never precise
+  int rows =
+      0;  ///< of weights at once with `gemm`, a multiple of 16; 0: as many as keep a device busy
 };
 /// What calls need beside their arguments: grows as they ask, and serves one stream.
 struct BatchSpace {
@@ -112,6 +116,10 @@ struct BatchSpace {
 };
 size_t batch_bytes(const PackedArgs& args, BatchHow how);
 void batch_linears(Stream& stream, const PackedArgs& args, BatchHow how, BatchSpace& space);
+/// dense_linears for any number of tokens, never with experts: weights of f16 by cuBLAS as they
+/// lie, activations as f16.
+size_t batch_bytes(const DenseArgs& args, int rows = 0);
+void batch_linears(Stream& stream, const DenseArgs& args, BatchSpace& space, int rows = 0);
 
 /// A file's tensor, as uploaded, into the matrix's memory.
 void repack(Stream& stream, const PackedLayout& layout, const std::byte* file_bytes,
@@ -136,8 +144,8 @@ struct KvArgs {
 };
 
 /// Rotates q and k of qkv rows, appends k and v, and attends: out = softmax(q k / sqrt(dim) +
-/// alibi) v. Rows of one sequence stand together in `order`, a run of them; runs[i] is the first
-/// of run i in `order`.
+/// alibi) v. Rows of one sequence stand together in `order`, a run of them; run_first[i] is the
+/// first of run i in `order`.
 struct AttentionArgs {
   KvArgs kv;
   const float* qkv;
@@ -164,8 +172,10 @@ struct AttentionArgs {
 };
 /// Split over positions: for runs of a few rows.
 void attention(Stream& stream, const AttentionArgs& args);
-/// The same by blocks of queries: for long runs. Heads of at most 128 dimensions.
+/// The same by blocks of queries: for long runs. Heads of at most 128 dimensions, of which sm_75
+/// has shared memory for 96 where the cache is not f16: can_flash says so.
 constexpr int kFlashDims = 128;
+bool can_flash(const Stream& stream, const KvArgs& kv);
 void flash_attention(Stream& stream, const AttentionArgs& args);
 
 /// x[m] = row tokens[m] of a table, or += with `add`.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/input.h"
 #include "kernels/cuda/output.h"
 
@@ -11,7 +13,7 @@
 ///   Multiplier(matrix, tile)      starts its first loads
 ///   kSlices, slices()             partial sums of each row and token that it leaves, at the most
 ///   run(input, room, slab, parts) leaves parts[slice][row][room tokens]
-///   slab_bytes(cols, tokens)      of activations in shared memory
+///   slab_bytes(cols, tokens, most) of activations in shared memory, as many as fit `most`
 namespace oq::cuda {
 
 /// Shared memory of a block: statistics, scratch, gate's results, partial sums, activations.
@@ -27,8 +29,15 @@ struct LinearShared {
   }
 };
 
-/// 72 KiB of activations at the most: two blocks fit an SM of any kind but sm_75.
+/// Activations of a block at the most, where the device gives a block as much: two blocks fit an SM
+/// of 8.0, 9.0 or 10.0. Sums are the same whatever the size: a warp has its units of columns.
 constexpr size_t kSlabBytes = 72 << 10;
+
+/// The activations in shared memory.
+struct Slab {
+  std::byte* data;
+  int bytes;  ///< room
+};
 
 template <class Multiplier, class Matrix>
 OQ_DEVICE void run_linears(const LinearsArgs<Matrix>& args) {
@@ -39,7 +48,8 @@ OQ_DEVICE void run_linears(const LinearsArgs<Matrix>& args) {
   auto* scratch = reinterpret_cast<float*>(shared + LinearShared::kStats);
   auto* gate = scratch + LinearShared::kScratch / sizeof(float);
   float* parts = gate + kTileRows * kMaxTokens;
-  std::byte* slab = shared + LinearShared::slab_offset(Multiplier::kSlices, args.in.tokens);
+  const Slab slab{shared + LinearShared::slab_offset(Multiplier::kSlices, args.in.tokens),
+                  args.slab_bytes};
 
   const bool pair = args.out.finish == Finish::activate;
   int first = 0, tile = block_x();
@@ -81,7 +91,16 @@ Grid linear_grid(const LinearsArgs<Matrix>& args) {
           .y = args.experts == nullptr ? 1 : args.expert_count,
           .threads = kThreads,
           .shared = LinearShared::slab_offset(Multiplier::kSlices, args.in.tokens) +
-                    Multiplier::slab_bytes(cols, args.in.tokens)};
+                    Multiplier::slab_bytes(cols, args.in.tokens, args.slab_bytes)};
+}
+
+/// Starts a linear's kernel, with what room for activations the device has.
+template <class Multiplier, class Matrix>
+void launch_linears(Stream& stream, const char* name, void (*kernel)(LinearsArgs<Matrix>),
+                    LinearsArgs<Matrix> args) {
+  const size_t before = LinearShared::slab_offset(Multiplier::kSlices, args.in.tokens);
+  args.slab_bytes = int(std::min(kSlabBytes, stream.block_shared() - before));
+  launch(stream, name, kernel, linear_grid<Multiplier>(args), args);
 }
 
 }  // namespace oq::cuda

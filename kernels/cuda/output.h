@@ -37,6 +37,9 @@ OQ_DEVICE void finish(const OutputArgs& out, bool experts, int m, int column, fl
     case Finish::add:
       *y += sum;
       return;
+    case Finish::multiply:
+      *y *= sum;
+      return;
     case Finish::activate:
       if (first) sum = activated(out.activation, sum);
       if (!first) sum *= *gate;
@@ -50,10 +53,6 @@ OQ_DEVICE void finish(const OutputArgs& out, bool experts, int m, int column, fl
 }
 
 /// The linear and tile that a block works on where linears stand side by side.
-template <class Matrix>
-struct TileOf {
-  int linear, tile;
-};
 template <class Args>
 OQ_DEVICE void find_tile(const Args& args, int& linear, int& tile) {
   linear = 0;

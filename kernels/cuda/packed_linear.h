@@ -48,15 +48,15 @@ class PackedMultiplier {
   OQ_DEVICE const uint32_t* weak_mask() const { return w_.weak_mask; }
 
   /// Fragments and sums of x of as many units as fit, at least one.
-  static size_t slab_bytes(int cols, int tokens) {
+  static size_t slab_bytes(int cols, int tokens, int most) {
     const int units = (cols + kUnitCols - 1) / kUnitCols;
-    return size_t(slab_units(units, tokens)) * unit_bytes(tokens);
+    return size_t(slab_units(units, tokens, most)) * unit_bytes(tokens);
   }
 
   /// `room` tokens at the most: what strides are counted in.
-  OQ_DEVICE void run(const BlockInput& input, int room, std::byte* slab, float* parts) {
+  OQ_DEVICE void run(const BlockInput& input, int room, Slab slab, float* parts) {
     room_ = room;
-    const int step = slab_units(w_.units, room);
+    const int step = slab_units(w_.units, room, slab.bytes);
     for (int from = 0; from < w_.units; from += step) {
       const int to = from + step < w_.units ? from + step : w_.units;
       const int first = from + ((warp_id() - from) % kWarps + kWarps) % kWarps;
@@ -64,8 +64,8 @@ class PackedMultiplier {
         sync_block();
         prefetch(first, to);
       }
-      fragments_ = reinterpret_cast<uint32_t*>(slab);
-      sums_ = reinterpret_cast<float*>(slab) + step * kThirds * strip_words(room);
+      fragments_ = reinterpret_cast<uint32_t*>(slab.data);
+      sums_ = reinterpret_cast<float*>(slab.data) + step * kThirds * strip_words(room);
       stage(input, from * kThirds, to * kThirds);
       sync_block();
       if (group_per_strip(w_)) {
@@ -93,8 +93,8 @@ class PackedMultiplier {
   static constexpr size_t unit_bytes(int tokens) {
     return size_t(kThirds) * size_t(tokens) * (512 + 16);
   }
-  static constexpr int slab_units(int units, int tokens) {
-    const int fit = int(kSlabBytes / unit_bytes(tokens));
+  static constexpr int slab_units(int units, int tokens, int most) {
+    const int fit = int(size_t(most) / unit_bytes(tokens));
     return units < fit ? units : fit;
   }
 
@@ -249,8 +249,7 @@ class PackedMultiplier {
     const int r = thread_id() % kTileRows, s = thread_id() / kTileRows;
     float sums[kMaxTokens] = {};
     for (int i = s; i < w_.weak_columns; i += kWeakSlices) {
-      const uint16_t bits = w_.weak[(int64_t(tile_) * w_.weak_columns + i) * kTileRows + r];
-      const float weight = w_.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
+      const float weight = weak_weight(w_, (int64_t(tile_) * w_.weak_columns + i) * kTileRows + r);
       const int k = int(w_.weak_index[i]);
       OQ_UNROLL
       for (int m = 0; m < kMaxTokens; ++m) {
@@ -284,8 +283,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<kWide>) packed_kernel(P
 
 template <int kBits, bool kFive, bool kWide>
 void start_packed(Stream& stream, const PackedArgs& args) {
-  launch(stream, "packed_linear", packed_kernel<kBits, kFive, kWide>,
-         linear_grid<PackedMultiplier<kBits, kFive, kWide>>(args), args);
+  launch_linears<PackedMultiplier<kBits, kFive, kWide>>(stream, "packed_linear",
+                                                        packed_kernel<kBits, kFive, kWide>, args);
 }
 
 }  // namespace oq::cuda

@@ -5,6 +5,7 @@
 ///   for each row. Measured: not measured.
 
 #include "kernels/cuda/block.h"
+#include "kernels/cuda/fields.h"
 #include "kernels/cuda/kernels.h"
 
 namespace oq::cuda {
@@ -51,9 +52,8 @@ OQ_DEVICE float element(const PackedMatrix& w, int row, int col) {
   if (w.weak_mask != nullptr && (w.weak_mask[col / 32] >> (col % 32) & 1u) != 0) {
     int i = 0;
     while (int(w.weak_index[i]) != col) ++i;
-    const uint16_t bits =
-        w.weak[(int64_t(row / kTileRows) * w.weak_columns + i) * kTileRows + row % kTileRows];
-    return w.weak_bf16 ? bits_to_float(uint32_t(bits) << 16) : half_to_float(bits);
+    return weak_weight(
+        w, (int64_t(row / kTileRows) * w.weak_columns + i) * kTileRows + row % kTileRows);
   }
   const int r = row % kTileRows;
   const int64_t at =

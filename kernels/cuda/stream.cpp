@@ -11,7 +11,6 @@
 namespace oq::cuda {
 namespace {
 
-constexpr int kLeastMajor = 8;                ///< sm_80: what the kernels are compiled for
 constexpr size_t kOrdinaryShared = 48 << 10;  ///< beyond it a kernel has to ask
 
 void check(cudaError_t status, const char* what, const std::string& where = "CUDA") {
@@ -24,21 +23,13 @@ void check(cudaError_t status, const char* what, const std::string& where = "CUD
       {.what = what, .where = where, .found = cudaGetErrorString(status), .hint = hint});
 }
 
-/// "12.4" of 12040.
-std::string version_of(int number) {
-  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
-}
-
 /// Why the runtime finds no device at all.
 std::string no_device(cudaError_t status) {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
-  if (status == cudaErrorInsufficientDriver) {
-    if (driver == 0) return "no NVIDIA driver";
-    return "the NVIDIA driver is made for CUDA " + version_of(driver) + ", this build needs " +
-           version_of(runtime);
-  }
+  const std::string why = why_not(driver, runtime);
+  if (status == cudaErrorInsufficientDriver && !why.empty()) return why;
   return status == cudaSuccess ? "no device" : cudaGetErrorString(status);
 }
 
@@ -61,11 +52,8 @@ std::optional<DeviceInfo> find_device(std::string& why) {
                .major = properties.major,
                .minor = properties.minor,
                .processors = properties.multiProcessorCount};
-  if (d.major < kLeastMajor) {
-    why = d.name + " is of compute capability " + std::to_string(d.major) + "." +
-          std::to_string(d.minor) + "; 8.0 is the least";
-    return std::nullopt;
-  }
+  why = why_not(d);
+  if (!why.empty()) return std::nullopt;
   check(cudaDriverGetVersion(&d.driver), "the driver does not answer", d.name);
   d.toolkit = CUDART_VERSION;
   return d;
@@ -81,6 +69,10 @@ Stream::Stream() {
   cudaStream_t s = nullptr;
   check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "a stream cannot be made");
   handle_ = s;
+  int shared = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0),
+        "a device does not answer");
+  block_shared_ = size_t(shared);
 }
 Stream::~Stream() { cudaStreamDestroy(static_cast<cudaStream_t>(handle_)); }
 
@@ -176,9 +168,9 @@ void upload(Stream& stream, void* to, const Pinned& from, size_t bytes) {
         "a copy to the device failed");
 }
 void upload(Stream& stream, void* to, const void* from, size_t bytes) {
-  // From pageable memory: the runtime has taken its copy when the call returns.
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_of(stream)),
         "a copy to the device failed");
+  stream.synchronize();  // nothing promises that pageable memory has been read before
 }
 void download(Stream& stream, void* to, const void* from, size_t bytes) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_of(stream)),

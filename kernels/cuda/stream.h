@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "format/error.h"
+#include "kernels/cuda/device_info.h"
 
 /// The thin layer between OQ and a GPU. It exists twice: for the CUDA runtime (stream.cpp) and for
 /// the emulator (tests/simt/stream.cpp). Every call is checked; failures throw DeviceError. One
@@ -20,13 +21,6 @@ namespace oq::cuda {
 /// Error of it.
 struct DeviceError : Error {
   using Error::Error;
-};
-
-struct DeviceInfo {
-  std::string name;
-  int major = 0, minor = 0;     ///< compute capability
-  int processors = 0;           ///< SMs
-  int driver = 0, toolkit = 0;  ///< versions, as CUDA counts them
 };
 
 /// Bytes of the device's memory, now.
@@ -66,6 +60,9 @@ class Stream {
   Stream& operator=(const Stream&) = delete;
 
   void* handle() const { return handle_; }
+  /// Bytes of shared memory that a block can have on this device: 64 KiB on sm_75, 99 KiB on sm_86,
+  /// 227 KiB on sm_90.
+  size_t block_shared() const { return block_shared_; }
   /// Waits for everything enqueued. Errors of kernels that ran show here at the latest.
   void synchronize();
   /// Enqueues all that was recorded, with the arguments that it was recorded with.
@@ -73,6 +70,7 @@ class Stream {
 
  private:
   void* handle_ = nullptr;
+  size_t block_shared_ = 0;
 };
 
 /// While it lives, the stream records what is enqueued instead of running it: kernels and `clear`
@@ -161,7 +159,7 @@ class Pinned {
 /// was recorded afterwards has been waited for.
 void upload(Stream& stream, void* to, const Pinned& from, size_t bytes);
 
-/// Enqueue; `from` may be changed as soon as `upload` returns, `download` waits.
+/// From and to any memory of the host: both wait.
 void upload(Stream& stream, void* to, const void* from, size_t bytes);
 void download(Stream& stream, void* to, const void* from, size_t bytes);
 void clear(Stream& stream, void* to, size_t bytes);

@@ -1,5 +1,7 @@
 /// Packed linears of many tokens, on tensor cores and by a matrix product, against the reference.
 
+#include <array>
+
 #include "format/packed.h"
 #include "kernels/reference/ops.h"
 #include "tests/cuda/on_device.h"
@@ -47,9 +49,16 @@ void check(cuda::Stream& stream, const PackedCase& c, int tokens, BatchHow how) 
                       how, space);
   std::vector<float> weights = reference::dequantize(b.view()), truth(before.size());
   if (how.engine == BatchEngine::gemm) round_to_f16(weights);
-  // Weak columns of the tiles are floats.
-  if (how.engine == BatchEngine::gemm || (!how.precise && c.packing.weak_columns == 0))
-    round_to_f16(x);
+  if (how.engine == BatchEngine::gemm || !how.precise) {
+    auto rounded = x;
+    round_to_f16(rounded);
+    const auto weak = b.view().weak_indices();
+    for (size_t i = 0; i < x.size(); ++i) {
+      const bool is_weak = std::binary_search(weak.begin(), weak.end(), uint32_t(i % size_t(cols)));
+      // What meets weak columns of the tiles are floats.
+      if (how.engine == BatchEngine::gemm || !is_weak) x[i] = rounded[i];
+    }
+  }
   reference::linear(weights, bias, x, tokens, int64_t(rows), int64_t(cols), truth);
   for (size_t i = 0; i < truth.size(); ++i) truth[i] += before[i];
   CAPTURE(int(c.packing.bits));
@@ -72,7 +81,7 @@ TEST_CASE("batches on tensor cores equal the reference at every width, shape and
   for (const PackedCase& c : cases()) {
     const int tokens[] = {9, 20, 40};
     check(stream, c, tokens[i++ % 3], {BatchEngine::tiles, true});
-    if (c.packing.weak_columns == 0) check(stream, c, 11, {BatchEngine::tiles, false});
+    check(stream, c, tokens[i % 3], {BatchEngine::tiles, false});
   }
   check(stream, {40, 200, {.bits = 4, .group = 64, .weak_columns = 5}}, 135,
         {BatchEngine::tiles, true});  // three blocks of tokens
@@ -80,10 +89,13 @@ TEST_CASE("batches on tensor cores equal the reference at every width, shape and
 
 TEST_CASE("batches by a matrix product equal the reference with weights in f16") {
   cuda::Stream stream;
-  for (const PackedCase& c : cases()) check(stream, c, 13, {BatchEngine::gemm, false});
+  for (const PackedCase& c : cases()) {
+    check(stream, c, 13, {BatchEngine::gemm, false});
+    if (c.rows > 16) check(stream, c, 9, {BatchEngine::gemm, false, 16});  // a tile at once
+  }
 }
 
-TEST_CASE("a matrix product takes weak columns that lie far out, and quantizes the others") {
+TEST_CASE("a matrix product takes weak columns that lie far out") {
   cuda::Stream stream;
   Rng rng(21);
   constexpr int kCols = 100, kRows = 24, kTokens = 10;
@@ -91,35 +103,69 @@ TEST_CASE("a matrix product takes weak columns that lie far out, and quantizes t
   const DevicePacked w(stream, b);
   const auto weak = b.view().weak_indices();
   auto x = random_floats(rng, size_t(kTokens * kCols));
-  for (int m = 0; m < kTokens; ++m) x[size_t(m * kCols) + weak[1]] = m % 2 == 0 ? 3e4f : 2.0f;
+  for (int m = 0; m < kTokens; ++m) x[size_t(m * kCols) + weak[1]] = m % 2 == 0 ? 3e5f : 2.0f;
   const DeviceRows in(stream, kTokens, kCols, x), out(stream, kTokens, kRows);
-  cuda::PackedArgs args{.in = plain_input(in, kTokens),
-                        .out = output_to(out, cuda::Finish::store),
-                        .count = 1,
-                        .linears = {{w.matrix, nullptr, 0}},
-                        .experts = nullptr,
-                        .expert_count = 0};
-  args.in.bits = 8;
   cuda::BatchSpace space;
-  cuda::batch_linears(stream, args, {BatchEngine::gemm, false}, space);
+  cuda::batch_linears(stream,
+                      {.in = plain_input(in, kTokens),
+                       .out = output_to(out, cuda::Finish::store),
+                       .count = 1,
+                       .linears = {{w.matrix, nullptr, 0}},
+                       .experts = nullptr,
+                       .expert_count = 0},
+                      {BatchEngine::gemm, false}, space);
+  const auto got = out.read(), truth = linear_truth(b, x, kTokens);
   for (int m = 0; m < kTokens; ++m) {
-    std::vector<float> live;
-    float* row = x.data() + m * kCols;
-    const auto is_weak = [&](int k) {
-      return std::find(weak.begin(), weak.end(), uint32_t(k)) != weak.end();
+    const auto row = [&](const std::vector<float>& y) {
+      return std::vector<float>(y.begin() + m * kRows, y.begin() + (m + 1) * kRows);
     };
-    for (int k = 0; k < kCols; ++k) {
-      if (!is_weak(k)) live.push_back(row[k]);
-    }
-    reference::fake_quantize(live, 8);
-    auto value = live.begin();
-    for (int k = 0; k < kCols; ++k) {
-      if (!is_weak(k)) row[k] = *value++;
-    }
+    CHECK_CLOSE(row(got), row(truth), m % 2 == 0 ? 300 : 2e-2, 1e-3, 1e-6);
   }
-  std::vector<float> truth(size_t(kTokens * kRows));
-  reference::linear(reference::dequantize(b.view()), {}, x, kTokens, kRows, kCols, truth);
-  CHECK_CLOSE(out.read(), truth, 1e-2, 1e-3, 1e-6);
+}
+
+TEST_CASE("dense weights of f16 by a matrix product: side by side, with biases, in parts") {
+  cuda::Stream stream;
+  Rng rng(23);
+  const std::vector<std::array<int, 3>> shapes = {{9, 21, 173}, {70, 5, 64}, {17, 75, 9}};
+  for (const auto& shape : shapes) {
+    const int tokens = shape[0], rows = shape[1], cols = shape[2];
+    const int stride = (cols + 7) / 8 * 8;
+    std::vector<float> weights = random_floats(rng, size_t(rows * cols));
+    round_to_f16(weights);
+    std::vector<uint16_t> halves(size_t(rows * stride), 0);
+    for (int i = 0; i < rows * cols; ++i) {
+      halves[size_t(i / cols * stride + i % cols)] = to_f16(weights[size_t(i)]).bits;
+    }
+    const cuda::Memory device = cuda::uploaded(stream, std::span<const uint16_t>(halves));
+    const cuda::DenseMatrix matrix{cuda::Dense::f16, rows, cols, stride, device.data()};
+    auto x = random_floats(rng, size_t(tokens * cols));
+    const auto bias = random_floats(rng, size_t(rows), 1.0f);
+    const cuda::Memory biases = cuda::uploaded(stream, std::span<const float>(bias));
+    const DeviceRows in(stream, tokens, cols, x), out(stream, tokens, 2 * rows);
+    cuda::BatchSpace space;
+    cuda::batch_linears(
+        stream,
+        cuda::DenseArgs{.in = plain_input(in, tokens),
+                        .out = output_to(out, cuda::Finish::store),
+                        .count = 2,
+                        .linears = {{matrix, biases.as<float>(), 0}, {matrix, nullptr, rows}},
+                        .experts = nullptr,
+                        .expert_count = 0},
+        space, rows > 60 ? 32 : 0);
+    round_to_f16(x);
+    std::vector<float> truth(size_t(tokens * rows)), first, second;
+    reference::linear(weights, bias, x, tokens, rows, cols, truth);
+    const auto got = out.read();
+    for (int m = 0; m < tokens; ++m) {
+      const auto at = got.begin() + int64_t(m) * 2 * rows;
+      first.insert(first.end(), at, at + rows);
+      second.insert(second.end(), at + rows, at + 2 * rows);
+    }
+    const double atol = 2e-5 * std::sqrt(double(cols));
+    CHECK_CLOSE(first, truth, atol, 1e-5, 1e-11);
+    for (size_t i = 0; i < truth.size(); ++i) truth[i] -= bias[i % size_t(rows)];
+    CHECK_CLOSE(second, truth, atol, 1e-5, 1e-10);
+  }
 }
 
 TEST_CASE("a token's bits do not depend on the tokens beside it") {

@@ -75,6 +75,18 @@ __global__ void copy_kernel(ConformanceArgs a) {
   for (int i = 0; i < 4; ++i) a.out[4 * (n + t) + i] = shared[4 * (2 * n - 1 - t) + i];
 }
 
+/// Words as vectors of four, as vectors of two, and, behind a fence, as floats written by this very
+/// thread.
+__global__ void loads_kernel(ConformanceArgs a) {
+  const int t = thread_id(), n = block_threads();
+  const Words4 four = load_stream(reinterpret_cast<const Words4*>(a.in) + t);
+  for (int i = 0; i < 4; ++i) a.out[4 * t + i] = four.w[i];
+  const Words2 two = load_stream(reinterpret_cast<const Words2*>(a.in) + t);
+  for (int i = 0; i < 2; ++i) a.out[4 * n + 2 * t + i] = two.w[i];
+  fence_device();
+  a.out[6 * n + t] = float_to_bits(load_fresh(reinterpret_cast<const float*>(a.out) + 4 * t));
+}
+
 __global__ void atomics_kernel(ConformanceArgs a) { atomic_add(a.out, a.in[thread_id()]); }
 
 }  // namespace
@@ -93,6 +105,8 @@ void run_conformance(cuda::Stream& stream, Instruction what, ConformanceArgs arg
       return launch(stream, "halves", halves_kernel, {.x = 4, .threads = 128}, args);
     case Instruction::copy:
       return launch(stream, "copy", copy_kernel, {.threads = 64, .shared = 2048}, args);
+    case Instruction::loads:
+      return launch(stream, "loads", loads_kernel, {.threads = 64}, args);
     case Instruction::atomics:
       return launch(stream, "atomics", atomics_kernel, {.x = 7, .threads = 96}, args);
   }

@@ -6,7 +6,7 @@
 
 namespace oq::test {
 
-enum class Instruction { mma_f16, mma_u8, mma_and_popc, warp, halves, copy, atomics };
+enum class Instruction { mma_f16, mma_u8, mma_and_popc, warp, halves, copy, loads, atomics };
 
 struct ConformanceArgs {
   const uint32_t* in;

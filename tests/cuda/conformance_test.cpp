@@ -186,3 +186,12 @@ TEST_CASE("asynchronous copies land group by group") {
     }
   }
 }
+
+TEST_CASE("loads past the first-level cache bring what lies in memory") {
+  std::vector<uint32_t> in(256);
+  for (uint32_t i = 0; i < 256; ++i) in[i] = 0x3F800000u + i * 77;
+  const auto out = run(Instruction::loads, in, 448);
+  for (uint32_t i = 0; i < 256; ++i) CHECK(out[i] == in[i]);
+  for (uint32_t i = 0; i < 128; ++i) CHECK(out[256 + i] == in[i]);
+  for (uint32_t t = 0; t < 64; ++t) CHECK(out[384 + t] == in[4 * t]);
+}

@@ -75,13 +75,20 @@ class Pair {
 
   Decoder::Options options_;
   Decoder cpu_, cuda_;
-  /// With 3, no input of a linear lies so close to the middle between two codes of its grid that
-  /// the last bits of two orders of summation decide. With most others one does (six of eight
-  /// tried): then everything behind it differs by some hundredths, which says nothing of either
-  /// backend.
   int token_ = 3;
   double worst_ = 0, spread_ = 0;
 };
+
+/// How far logits may be apart. On the emulator, with tokens that begin with 3, no input of a
+/// linear lies so close to the middle between two codes of its grid that the last bits of two
+/// orders of summation decide. With most others one does (six of eight tried), and a GPU sums in an
+/// order of its own: then everything behind it differs by some hundredths, which says nothing of a
+/// backend.
+double limit_of(const TinyOq& tiny, double spread) {
+  std::string why;
+  const bool emulated = cuda::find_device(why)->name == "emulator";
+  return emulated || Scheme::parse(tiny.scheme).activation_bits == 16 ? 1e-3 : spread / 8;
+}
 
 void check(const TinyOq& tiny, int kv_bits = 0, int max_rows = 80) {
   const TempDir dir;
@@ -93,7 +100,7 @@ void check(const TinyOq& tiny, int kv_bits = 0, int max_rows = 80) {
   CAPTURE(tiny.scheme);
   CAPTURE(kv_bits);
   CHECK(pair.spread() > 0.5);
-  CHECK(pair.worst() <= 1e-3);
+  CHECK(pair.worst() <= limit_of(tiny, pair.spread()));
 }
 
 }  // namespace
@@ -107,6 +114,23 @@ TEST_CASE("a tiny LLaMA decodes on the device as on the CPU, at every scheme") {
   }
   check({.scheme = "w3a16", .weak_columns = 6});
   check({.scheme = "w4a8", .weak_columns = 3});
+}
+
+// Few bits: the fewer, the seldomer an input lies close to the middle between two codes (limit_of).
+TEST_CASE("dense weights whose inputs a scheme quantizes, per token and per tensor") {
+  for (const size_t i : {0u, 5u, 6u}) {  // OPT's, Mixtral's, LLaMA's
+    const ModelConfig config = variant_configs()[i];
+    CAPTURE(config.experts);
+    check({.scheme = "w16a2", .config = config});
+    check({.scheme = "w16a3t", .config = config}, 0, 64);
+  }
+}
+
+TEST_CASE("a file of mixed widths: linears side by side, and gate beside up, of two kinds") {
+  for (const int up_bits : {3, 16}) {
+    check({.scheme = "w4a16g32", .up_bits = up_bits});
+    check({.scheme = "w4a3t", .up_bits = up_bits});
+  }
 }
 
 TEST_CASE("the KV cache of every kind") {
@@ -177,6 +201,21 @@ TEST_CASE("a captured step gives the bits of one that is not, at every position"
   }
 }
 
+TEST_CASE("a long prompt through weights of f16, without --exact by matrix products") {
+  for (bool exact : {true, false}) {
+    const TempDir dir;
+    Pair pair(make_tiny_oq(dir / "tiny.oq", {.scheme = "w16a16"}), 32, exact);
+    std::vector<int32_t> rows(70, 0);
+    rows[3] = rows[40] = 1;
+    pair.step(rows);
+    pair.step({0, 1});
+    CAPTURE(exact);
+    // Activations become f16. Weights are larger here than in packed models, and softmax sharper:
+    // logits differ by 2^-8.1 of the largest (measured; batch_test holds the kernels tightly).
+    CHECK(pair.worst() <= (exact ? 1e-3 : pair.spread() / 128));
+  }
+}
+
 // Without --exact weights and activations become f16, each wrong by 2^-12 of itself at the most
 // (measured: logits by 2^-11 of the largest, by 2^-9.4 with experts).
 TEST_CASE("a long prompt, and one beside others; without --exact by f16 and matrix products") {
@@ -227,6 +266,10 @@ TEST_CASE("what the device cannot do it refuses") {
   const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a8t", .config = experts});
   CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 100, .max_rows = 65}),
                        doctest::Contains("per-tensor"), Error);
+  const auto mixed =
+      make_tiny_oq(dir / "mixed.oq", {.scheme = "w4a16", .up_bits = 3, .config = experts});
+  CHECK_THROWS_WITH_AS(Decoder(mixed, make_cuda_backend(), {.context = 100}),
+                       doctest::Contains("blocks.0.experts.0.up"), Error);
 }
 
 TEST_SUITE_END();

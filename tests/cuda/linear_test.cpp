@@ -4,7 +4,6 @@
 #include <functional>
 
 #include "format/packed.h"
-#include "kernels/activation_grid.h"
 #include "kernels/reference/ops.h"
 #include "tests/cuda/on_device.h"
 #include "tests/kernels/packed_cases.h"
@@ -216,43 +215,62 @@ TEST_CASE("a residual is added to, and gate and up become one") {
   }
 }
 
-TEST_CASE("activations are quantized to the grid of the live columns") {
+TEST_CASE("a linear multiplies what another one left, where gate and up are of two kinds") {
+  cuda::Stream stream;
+  Rng rng(7);
+  const auto gate = packed(stream, rng, 25, 3);
+  const auto up = dense(stream, rng, 25, Dense::f16);
+  for (int tokens : {1, 8, 20}) {
+    const auto x = random_floats(rng, size_t(tokens * kCols)), none = std::vector<float>();
+    const DeviceRows in(stream, tokens, kCols, x), out(stream, tokens, 25);
+    start(stream, cuda::PackedArgs{.in = plain_input(in, tokens),
+                                   .out = output_to(out, Finish::activate),
+                                   .count = 1,
+                                   .linears = {{gate.matrix, nullptr, 0}},
+                                   .experts = nullptr,
+                                   .expert_count = 0});
+    const cuda::DenseArgs second{.in = plain_input(in, tokens),
+                                 .out = output_to(out, Finish::multiply),
+                                 .count = 1,
+                                 .linears = {{up.matrix, nullptr, 0}},
+                                 .experts = nullptr,
+                                 .expert_count = 0};
+    cuda::BatchSpace space;
+    if (tokens > cuda::kMaxTokens) cuda::batch_linears(stream, second, space);
+    if (tokens <= cuda::kMaxTokens) start(stream, second);
+    std::vector<float> g(size_t(tokens * 25)), truth(g.size());
+    truth_into(gate.truth, none, x, tokens, 0, 25, g);
+    truth_into(up.truth, none, x, tokens, 0, 25, truth);
+    for (size_t i = 0; i < truth.size(); ++i) truth[i] *= reference::silu(g[i]);
+    const bool f16 = tokens > cuda::kMaxTokens;  // what x becomes
+    CHECK_CLOSE(out.read(), truth, f16 ? 0.1 : 1e-3, f16 ? 2e-3 : 1e-4, f16 ? 1e-6 : 1e-10);
+  }
+}
+
+TEST_CASE("linears take no input that a scheme quantizes: others do") {
   cuda::Stream stream;
   Rng rng(8);
-  const auto w = packed(stream, rng, 25, 9);
-  for (int bits : {4, 8}) {
-    for (int tokens : {1, 5, 9}) {
-      auto x = random_floats(rng, size_t(tokens * kCols), 0.3f, 2.0f);
-      for (int m = 0; m < tokens; ++m) x[size_t(m * kCols) + w.weak[2]] = 1000.0f;  // out of range
-      const DeviceRows in(stream, tokens, kCols, x), out(stream, tokens, 25);
-      cuda::PackedArgs args{.in = plain_input(in, tokens),
-                            .out = output_to(out, Finish::store),
-                            .count = 1,
-                            .linears = {{w.matrix, nullptr, 0}},
-                            .experts = nullptr,
-                            .expert_count = 0};
-      args.in.bits = bits;
-      start(stream, args);
-      auto rounded = x;
-      for (int m = 0; m < tokens; ++m) {
-        std::vector<float> live;
-        const auto is_weak = [&](int k) {
-          return std::find(w.weak.begin(), w.weak.end(), uint32_t(k)) != w.weak.end();
-        };
-        for (int k = 0; k < kCols; ++k) {
-          if (!is_weak(k)) live.push_back(x[size_t(m * kCols + k)]);
-        }
-        reference::fake_quantize(live, bits);
-        auto value = live.begin();
-        for (int k = 0; k < kCols; ++k) {
-          if (!is_weak(k)) rounded[size_t(m * kCols + k)] = *value++;
-        }
-      }
-      std::vector<float> truth(size_t(tokens * 25));
-      truth_into(w.truth, {}, rounded, tokens, 0, 25, truth);
-      CHECK_CLOSE(out.read(), truth, 2e-3, 1e-5, 1e-11);
-    }
+  const auto w = packed(stream, rng, 9, 0);
+  const auto plain = dense(stream, rng, 9, Dense::f32);
+  const DeviceRows in(stream, 9, kCols), out(stream, 9, 9);
+  for (int tokens : {1, 9}) {
+    cuda::PackedArgs args{.in = plain_input(in, tokens),
+                          .out = output_to(out, Finish::store),
+                          .count = 1,
+                          .linears = {{w.matrix, nullptr, 0}},
+                          .experts = nullptr,
+                          .expert_count = 0};
+    args.in.bits = 8;
+    CHECK_THROWS_WITH_AS(start(stream, args), doctest::Contains("as they are"), Error);
   }
+  cuda::DenseArgs args{.in = plain_input(in, 1),
+                       .out = output_to(out, Finish::store),
+                       .count = 1,
+                       .linears = {{plain.matrix, nullptr, 0}},
+                       .experts = nullptr,
+                       .expert_count = 0};
+  args.in.bits = 8;
+  CHECK_THROWS_WITH_AS(start(stream, args), doctest::Contains("as they are"), Error);
 }
 
 TEST_CASE("an input that is no number, or far from 1, goes through a linear") {

@@ -15,6 +15,7 @@
 #include "tests/simt/device_state.h"
 #include "tests/support.h"
 #include "tests/tiny_oq.h"
+#include "tests/variants.h"
 #include "tools/common/backend.h"
 
 using namespace oq;
@@ -27,9 +28,12 @@ class Device {
  public:
   Device() : before_(state()) { state().peak = state().used; }
   ~Device() {
-    state().missing = before_.missing;
+    state().info = before_.info;
+    state().block_shared = before_.block_shared;
+    state().has_gemm = before_.has_gemm;
     state().memory = before_.memory;
     state().launches_left = before_.launches_left;
+    state().allocations_left = before_.allocations_left;
   }
   static simt::DeviceState& state() { return simt::device_state(); }
   simt::DeviceState* operator->() { return &state(); }
@@ -68,9 +72,17 @@ TEST_CASE("auto takes the device where it can, the CPU where it cannot; cuda say
   CHECK(starts_with(runs(file, "cuda"), "cuda, emulator"));
   CHECK(starts_with(runs(file, "cpu"), "cpu, "));
   Device device;
-  SUBCASE("no device") {
-    device->missing = "no NVIDIA driver";
+  SUBCASE("no driver") {
+    device->info.driver = 0;
     check_falls_back(file, "no NVIDIA driver");
+  }
+  SUBCASE("an old driver") {
+    device->info.driver = 11080;
+    check_falls_back(file, "made for CUDA 11.8, this build needs 12.0");
+  }
+  SUBCASE("an old device") {
+    device->info.major = 7;
+    check_falls_back(file, "emulator is of compute capability 7.0; 7.5 is the least");
   }
   SUBCASE("a device that this build has no kernels for") {
     device->launches_left = 0;
@@ -91,6 +103,48 @@ TEST_CASE("auto takes the device where it can, the CPU where it cannot; cuda say
     config.experts_used = 2;
     check_falls_back(make_tiny_oq(dir / "tensor.oq", {.scheme = "w4a8t", .config = config}),
                      "scheme w4a8t", {.context = 300, .sequences = 2, .max_rows = 65});
+  }
+}
+
+TEST_CASE("memory that runs out in spite of the plan is one line, or the CPU under auto") {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  Device device;
+  device->allocations_left = 6;
+  CHECK(starts_with(runs(file, "auto"), "cpu, "));
+  device->allocations_left = 6;
+  CHECK_THROWS_WITH_AS(runs(file, "cuda"), doctest::Contains("the device's memory is full"), Error);
+}
+
+TEST_CASE("without a library for matrix products long prompts go on, and that is said") {
+  const TempDir dir;
+  for (const char* scheme : {"w4a16g32", "w16a16"}) {
+    const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = scheme});
+    const Decoder::Options options{.context = 128, .sequences = 1, .max_rows = 80};
+    const std::vector<int32_t> prompt(70, 9);
+    const auto logits = [&](std::string& told) {
+      Decoder decoder(file, make_cuda_backend(), options);
+      const auto out = decoder.feed(prompt);
+      told = decoder.backend().description();
+      return std::vector<float>(out.begin(), out.end());
+    };
+    std::string told;
+    const auto truth = logits(told);
+    CHECK(told == "cuda, emulator, sm_90");
+    Device device;
+    device->has_gemm = false;
+    const auto without = logits(told);
+    for (const char* part : {"long prompts are slower", "cuBLAS cannot be loaded"}) {
+      CHECK(told.find(part) != std::string::npos);
+    }
+    REQUIRE(without.size() == truth.size());
+    float most = 0, worst = 0;
+    for (size_t i = 0; i < truth.size(); ++i) {
+      most = std::max(most, std::fabs(truth[i]));
+      worst = std::max(worst, std::fabs(without[i] - truth[i]));
+    }
+    CHECK(most > 0.5f);
+    CHECK(worst < most / 512);  // f16, as docs/cuda.md has it
   }
 }
 
@@ -117,6 +171,66 @@ TEST_CASE("a device that fails in the middle of a run is one error") {
   device->launches_left = 3;
   CHECK_THROWS_WITH_AS(decoder.feed(tokens), doctest::Contains("failed while it worked"),
                        cuda::DeviceError);
+}
+
+namespace {
+
+/// Logits of a prompt, of 8 rows at once and of one.
+std::vector<float> logits_of(const std::shared_ptr<const File>& file, bool exact) {
+  Decoder decoder(file, make_cuda_backend(),
+                  {.context = 128, .sequences = 1, .max_rows = 70, .exact = exact});
+  std::vector<float> all;
+  for (const int rows : {70, 8, 1}) {
+    const std::vector<int32_t> tokens(size_t(rows), 17 + rows);
+    decoder.feed(tokens);
+    const auto logits = decoder.logits();
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("a device of compute capability 7.5 has less shared memory, and computes the same bits") {
+  const TempDir dir;
+  ModelConfig config = tiny_config();
+  config.blocks = config.kv_heads = 1;
+  config.heads = 2;
+  config.hidden = 24;
+  config.head_dim = 8;
+  config.rope_dim = 4;
+  config.mlp = 1700;  // activations of 8 rows take more than such a device has
+  ModelConfig experts = config;
+  experts.mlp = 40;
+  experts.experts = 3;
+  experts.experts_used = 2;
+  for (const TinyOq& tiny :
+       {TinyOq{.scheme = "w16a16", .config = config},
+        TinyOq{.scheme = "w4a16g32", .config = config},
+        TinyOq{.scheme = "w2*a16", .config = config}, TinyOq{.scheme = "w2a8", .config = config},
+        TinyOq{.scheme = "w4a16", .config = experts}}) {
+    const auto file = make_tiny_oq(dir / "tiny.oq", tiny);
+    for (const bool exact : {true, false}) {
+      const auto truth = logits_of(file, exact);
+      Device device;
+      device->info.major = 7;
+      device->info.minor = 5;
+      device->block_shared = 64 << 10;
+      CAPTURE(tiny.scheme);
+      CAPTURE(exact);
+      CHECK(logits_of(file, exact) == truth);
+    }
+  }
+  Device device;
+  cuda::KvArgs kv{};
+  kv.dim = 128;
+  for (const auto type : {cuda::KvType::f32, cuda::KvType::f16}) {
+    kv.type = type;
+    device->block_shared = 99 << 10;
+    CHECK(cuda::can_flash(cuda::Stream(), kv));
+    device->block_shared = 64 << 10;
+    CHECK(cuda::can_flash(cuda::Stream(), kv) == (type == cuda::KvType::f16));
+  }
 }
 
 namespace {
@@ -186,6 +300,8 @@ TEST_CASE("the plan of device memory is told first, holds, and is not much too l
     check_plan({.scheme = "w4a16g32", .weak_columns = 3, .config = config}, 8, 80);
     check_plan({.scheme = "w4a8g32", .config = config}, 16, 70);
     check_plan({.scheme = "w4a8t", .weak_columns = 3, .config = config}, 16, 40);
+    check_plan({.scheme = "w16a16", .config = config}, 16, 70);
+    check_plan({.scheme = "w16a8t", .config = config}, 16, 40);
   }
 }
 
@@ -232,6 +348,34 @@ TEST_CASE("a model whose weights are made on the device decodes, and is the same
   CHECK(made == logits({.random = random}));
   CHECK(made != logits({}));
   for (const float x : made) CHECK(std::isfinite(x));
+}
+
+TEST_CASE("a decoded token takes 5 launches a block, with experts 8") {
+  const TempDir dir;
+  for (const ModelConfig& variant : variant_configs()) {
+    for (const char* scheme : {"w4a16g32", "w4a8g32", "w4a8t", "w16a16"}) {
+      for (const uint32_t weak : {0u, 3u}) {
+        if (weak > 0 && std::string(scheme) != "w4a8g32") continue;
+        const auto launches = [&](int64_t blocks) {
+          TinyOq tiny{.scheme = scheme, .weak_columns = weak, .config = variant};
+          tiny.config.blocks = blocks;
+          Decoder decoder(make_tiny_oq(dir / "tiny.oq", tiny), make_cuda_backend(), kOptions);
+          const int32_t token = 5;
+          decoder.feed({&token, 1});
+          const uint64_t before = Device::state().launches;
+          decoder.feed({&token, 1});
+          return Device::state().launches - before;
+        };
+        CAPTURE(scheme);
+        CAPTURE(weak);
+        CAPTURE(variant.experts);
+        CAPTURE(variant.post_norm);
+        // OPT-350m's norms stand behind the sums that they norm: two launches of their own.
+        const uint64_t most = variant.experts > 0 ? 8 : variant.post_norm ? 7 : 5;
+        CHECK(launches(2) - launches(1) == most);
+      }
+    }
+  }
 }
 
 TEST_CASE("a step that never ended is forgotten") {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "format/packed.h"
+#include "kernels/reference/ops.h"
 #include "tests/kernels/compare.h"
 
 /// Packed matrices of every width, shape and zero mode, for the kernels of every machine.
@@ -38,6 +39,15 @@ inline std::vector<PackedCase> packed_cases() {
                      .weak_columns = 3}});
   }
   return list;
+}
+
+/// The reference's y of x [tokens][cols], without a bias.
+inline std::vector<float> linear_truth(const PackedBuilder& b, const std::vector<float>& x,
+                                       int tokens) {
+  const auto rows = int64_t(b.layout().rows), cols = int64_t(b.layout().cols);
+  std::vector<float> y(size_t(tokens * rows));
+  reference::linear(reference::dequantize(b.view()), {}, x, tokens, rows, cols, y);
+  return y;
 }
 
 enum class Codes { random, largest, zero };

@@ -6,6 +6,7 @@
 
 #include "format/half.h"
 #include "tests/simt/device.h"
+#include "tests/simt/device_state.h"
 
 namespace oq::cuda {
 namespace {
@@ -31,11 +32,19 @@ void multiply(const GemmArgs& g) {
 
 }  // namespace
 
-Gemm::Gemm(Stream& stream) : handle_(&stream) {}
+struct Gemm::Handle {
+  Stream& stream;
+};
+
+Gemm::Gemm(Stream& stream) : handle_(new Handle{stream}) {
+  if (!simt::device_state().has_gemm) {
+    throw DeviceError({.what = "cuBLAS cannot be loaded", .where = "emulator"});
+  }
+}
 Gemm::~Gemm() = default;
 
 void Gemm::run(const GemmArgs& args) {
-  enqueue(*static_cast<Stream*>(handle_), [args] { multiply(args); });
+  enqueue(handle_->stream, [args] { multiply(args); });
 }
 
 }  // namespace oq::cuda

@@ -16,6 +16,7 @@
 #include <fmt/format.h>
 
 #include "format/error.h"
+#include "tests/simt/device_state.h"
 #include "tests/simt/fiber.h"
 #include "tests/simt/poison.h"
 
@@ -25,8 +26,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kMostThreads = 1024;  // of a block
 constexpr size_t kRedZone = 4096;
-constexpr size_t kMostShared = 227 << 10;  // of one block of sm_90
-constexpr std::byte kFill{0xFF};           // NaNs in every float type
+constexpr std::byte kFill{0xFF};  // NaNs in every float type
 
 struct Copy {
   void* to;
@@ -207,7 +207,8 @@ void Machine::wait_for_warp(Combine combine) {
   Arrivals& arrivals = arrivals_[size_t(current_ / kWarp)];
   if (arrivals.count++ == 0) arrivals.first = current_;
   const Thread& other = *threads_[size_t(arrivals.first)];
-  if (other.what != me.what || other.detail != me.detail || other.place.line != me.place.line) {
+  if (other.what != me.what || other.detail != me.detail || other.place.line != me.place.line ||
+      std::strcmp(other.place.file, me.place.file) != 0) {
     record(
         fmt::format("a warp has parted: {}, but {}", describe(arrivals.first), describe(current_)),
         me.place);
@@ -312,7 +313,8 @@ void Machine::run(const char* name, const Extent& extent, void (*kernel)(const v
                   const void* arguments) {
   name_ = name;
   if (extent.x < 1 || extent.y < 1 || extent.y > 65535 || extent.threads < kWarp ||
-      extent.threads > kMostThreads || extent.threads % kWarp != 0 || extent.shared > kMostShared) {
+      extent.threads > kMostThreads || extent.threads % kWarp != 0 ||
+      extent.shared > device_state().block_shared) {
     throw Error({.what = "a launch that no GPU takes",
                  .where = fmt::format("emulated kernel {}", name),
                  .found = fmt::format("{} x {} blocks of {} threads, {} bytes of shared memory",

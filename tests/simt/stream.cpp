@@ -51,6 +51,7 @@ void enqueue(Stream& stream, std::function<void()> work) {
 
 /// Called where a kernel starts, recorded or not.
 void start_launch(const char* name) {
+  ++simt::device_state().launches;
   int& left = simt::device_state().launches_left;
   if (left == 0) {
     throw DeviceError(
@@ -60,9 +61,11 @@ void start_launch(const char* name) {
 }
 
 std::optional<DeviceInfo> find_device(std::string& why) {
-  why = simt::device_state().missing;
+  const DeviceInfo& d = simt::device_state().info;
+  why = why_not(d.driver, d.toolkit);
+  if (why.empty()) why = why_not(d);
   if (!why.empty()) return std::nullopt;
-  return DeviceInfo{.name = "emulator", .major = 9, .minor = 0, .processors = 4};
+  return d;
 }
 
 DeviceMemory device_memory() {
@@ -70,13 +73,14 @@ DeviceMemory device_memory() {
   return {d.memory - d.used, d.memory};
 }
 
-Stream::Stream() : handle_(new Queue) {}
+Stream::Stream() : handle_(new Queue), block_shared_(simt::device_state().block_shared) {}
 Stream::~Stream() { delete &queue_of(*this); }  // with copies that nobody asked for
 void Stream::synchronize() {
   refuse_recording(queue_of(*this), "synchronize");
   land_copies(queue_of(*this));
 }
 void Stream::replay(const Graph& graph) {
+  refuse_recording(queue_of(*this), "replay");
   for (const auto& work : *static_cast<const Work*>(graph.handle())) enqueue(*this, work);
 }
 
@@ -97,9 +101,14 @@ Graph Recording::finish() {
 
 Event::Event() = default;
 Event::~Event() = default;
-void Event::record(Stream& stream) { handle_ = stream.handle(); }
+void Event::record(Stream& stream) {
+  refuse_recording(queue_of(stream), "record");
+  handle_ = stream.handle();
+}
 void Event::wait() {
-  if (handle_ != nullptr) land_copies(*static_cast<Queue*>(handle_));
+  if (handle_ == nullptr) return;
+  refuse_recording(*static_cast<Queue*>(handle_), "wait");
+  land_copies(*static_cast<Queue*>(handle_));
 }
 double seconds_between(const Event&, const Event&) { return 0; }  // the emulator has no clock
 
@@ -108,7 +117,9 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
   if (d.recordings > 0) {
     throw DeviceError({.what = "no memory can be had while a stream records", .where = "emulator"});
   }
-  if (bytes > d.memory - d.used) {
+  const bool fails = d.allocations_left == 0;
+  if (d.allocations_left > 0) --d.allocations_left;
+  if (fails || bytes > d.memory - d.used) {
     throw DeviceError({.what = "the device's memory is full", .where = "emulator"});
   }
   d.used += bytes;

@@ -118,7 +118,7 @@ void CudaAttention::run(int64_t layer, const CudaBatch& batch, const CudaWeight*
         .parts = parts_.as<float>(),
         .arrived = arrived_.as<uint32_t>()};
   };
-  if (batch.whole().longest_run >= kFlashRows && c.head_dim <= cuda::kFlashDims) {
+  if (batch.whole().longest_run >= kFlashRows && cuda::can_flash(stream_, cache(layer))) {
     return cuda::flash_attention(stream_, args(batch.whole()));
   }
   for (const CudaBatch::Slice& s : batch.slices()) cuda::attention(stream_, args(s));

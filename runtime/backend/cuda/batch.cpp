@@ -28,13 +28,14 @@ uint64_t CudaBatch::device_bytes(int64_t max_rows) {
 }
 
 CudaBatch::CudaBatch(cuda::Stream& stream, int64_t max_rows, int64_t context)
-    : stream_(stream), max_rows_(max_rows), context_(context) {
-  host_.resize(size_t(list_lengths(max_rows)));
-  memory_ = cuda::Memory(device_bytes(max_rows));
-}
+    : stream_(stream),
+      max_rows_(max_rows),
+      context_(context),
+      memory_(device_bytes(max_rows)),
+      lists_{Lists{cuda::Pinned(memory_.bytes()), {}}, Lists{cuda::Pinned(memory_.bytes()), {}}} {}
 
 CudaBatch::Slice CudaBatch::slice(const Batch& batch, int first, int rows) {
-  int32_t* order = host_.data() + used_;
+  int32_t* order = host_ + used_;
   int32_t* run_first = order + rows;
   const auto sequence = [&](int row) { return batch.sequences[size_t(first + row)]; };
   std::iota(order, order + rows, 0);
@@ -57,13 +58,17 @@ CudaBatch::Slice CudaBatch::slice(const Batch& batch, int first, int rows) {
 }
 
 void CudaBatch::load(const Batch& batch) {
+  turn_ = 1 - turn_;
+  Lists& lists = lists_[turn_];
+  lists.copied.wait();
+  host_ = reinterpret_cast<int32_t*>(lists.memory.data());
   rows_ = int(batch.rows());
   logit_rows_ = int(batch.logit_rows.size());
-  std::copy(batch.tokens.begin(), batch.tokens.end(), host_.begin());
-  std::copy(batch.positions.begin(), batch.positions.end(), host_.begin() + max_rows_);
-  std::copy(batch.sequences.begin(), batch.sequences.end(), host_.begin() + 2 * max_rows_);
-  std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), host_.begin() + 3 * max_rows_);
-  int32_t* runs = host_.data() + 4 * max_rows_;
+  std::copy(batch.tokens.begin(), batch.tokens.end(), host_);
+  std::copy(batch.positions.begin(), batch.positions.end(), host_ + max_rows_);
+  std::copy(batch.sequences.begin(), batch.sequences.end(), host_ + 2 * max_rows_);
+  std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), host_ + 3 * max_rows_);
+  int32_t* runs = host_ + 4 * max_rows_;
   for (int i = 0; i < rows_; ++i) {
     const auto at = size_t(i);
     const bool same = i > 0 && batch.sequences[at] == batch.sequences[at - 1];
@@ -85,7 +90,8 @@ void CudaBatch::load(const Batch& batch) {
       slices_.push_back(slice(batch, first, std::min(kSliceRows, rows_ - first)));
     }
   }
-  cuda::upload(stream_, memory_.data(), host_.data(), memory_.bytes());
+  cuda::upload(stream_, memory_.data(), lists.memory, used_ * sizeof(int32_t));
+  lists.copied.record(stream_);
 }
 
 }  // namespace oq

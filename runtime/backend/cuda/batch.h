@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -57,8 +58,16 @@ class CudaBatch {
   cuda::Stream& stream_;
   int64_t max_rows_, context_;
   cuda::Memory memory_;
-  std::vector<int32_t> host_;  ///< what memory_ gets: 5 lists of max_rows, then slices' lists
-  size_t used_ = 0;            ///< of host_
+  /// What memory_ gets: 5 lists of max_rows, then slices' lists. Two in turn, for one may still be
+  /// on its way to a long prompt's kernels when the next is made.
+  struct Lists {
+    cuda::Pinned memory;
+    cuda::Event copied;
+  };
+  std::array<Lists, 2> lists_;
+  size_t turn_ = 0;          ///< which of them is the current batch's
+  int32_t* host_ = nullptr;  ///< those of the current batch
+  size_t used_ = 0;          ///< of them
   Slice whole_;
   std::vector<Slice> slices_;
   std::vector<int> shape_;

@@ -44,7 +44,7 @@ class CudaBackend final : public Backend {
   }
 
   std::string description() const override {
-    const std::string& notice = linears_.notice();
+    const std::string notice = linears_.notice();
     return fmt::format("cuda, {}, sm_{}{}{}{}", device_.name, device_.major, device_.minor,
                        notice.empty() ? "" : "; ", notice);
   }
@@ -214,6 +214,7 @@ void CudaBackend::configure(const Plan& plan) {
          .found = std::to_string(plan.max_rows),
          .hint = "use --backend cpu"});
   }
+  linears_.check(plan);
   const DevicePlan memory = DevicePlan::of(plan);
   if (options_.notice) options_.notice(description() + ": " + memory.str());
   memory.check_fits(cuda::device_memory());

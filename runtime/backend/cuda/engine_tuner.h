@@ -26,25 +26,34 @@ struct EngineShape {
   std::string key() const;
 };
 
-/// Chooses an engine for each shape. Where the device can be timed the faster one, found once and
-/// kept in a file; elsewhere by rule, so that results are the same on every run. One thread.
+/// How a call runs.
+struct EngineChoice {
+  cuda::Engine engine;
+  bool fused;  ///< quantization in the linear's own launch
+
+  friend bool operator==(const EngineChoice&, const EngineChoice&) = default;
+};
+
+/// Chooses an engine for each shape, and whether to fuse. Where the device can be timed the faster
+/// one, found once and kept in a file; elsewhere by rule, so that results are the same on every
+/// run. One thread.
 class EngineTuner {
  public:
   /// Microseconds that a call takes on the device; nothing where that cannot be measured.
-  using Measure = std::function<std::optional<double>(cuda::Engine)>;
+  using Measure = std::function<std::optional<double>(EngineChoice)>;
 
-  /// `forced` is "bytes", "planes" or empty: no choice. `cache`: where choices are kept; empty:
-  /// nowhere. A cache that is damaged or of another device or version is not used, and written
-  /// anew. Throws oq::Error on another `forced`.
+  /// `forced` is "bytes" or "planes", which fuses where it can, or empty. `cache`: where choices
+  /// are kept; empty: nowhere. A cache that is damaged or of another device or version is not used,
+  /// and written anew. Throws oq::Error on another `forced`.
   EngineTuner(const cuda::DeviceInfo& device, std::string_view forced,
               const std::filesystem::path& cache);
-  /// With environment variable OQ_CUDA_ENGINE, and oq/cuda-engines.txt in the user's folder for
-  /// caches: $XDG_CACHE_HOME, or $HOME/.cache.
+  /// With environment variable OQ_CUDA_ENGINE, and oq/cuda-engines-<checksum of device and
+  /// versions>.txt in the user's folder for caches: $XDG_CACHE_HOME, or $HOME/.cache.
   explicit EngineTuner(const cuda::DeviceInfo& device);
 
   /// Asks once for each shape, even where nothing could be measured: the next time a step may be
-  /// recorded, and a choice that changed would change results in the middle of a run.
-  cuda::Engine choose(const EngineShape& shape, const Measure& measure);
+  /// recorded. Fuses only where that is possible.
+  EngineChoice choose(const EngineShape& shape, bool can_fuse, const Measure& measure);
 
   /// What has to be said of the cache, or empty.
   const std::string& notice() const { return notice_; }
@@ -53,13 +62,14 @@ class EngineTuner {
   static cuda::Engine by_rule(const cuda::DeviceInfo& device, const EngineShape& shape);
 
  private:
+  std::optional<EngineChoice> fastest(bool can_fuse, const Measure& measure) const;
   void read();
   void write();
 
   cuda::DeviceInfo device_;
   std::optional<cuda::Engine> forced_;
   std::filesystem::path cache_;
-  std::map<std::string, cuda::Engine, std::less<>> chosen_;
+  std::map<std::string, EngineChoice, std::less<>> chosen_;
   std::set<std::string, std::less<>> unmeasured_;  ///< of this run: a rule has chosen
   std::string notice_;
 };

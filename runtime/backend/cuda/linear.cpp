@@ -1,6 +1,8 @@
 #include "runtime/backend/cuda/linear.h"
 
 #include <algorithm>
+#include <limits>
+#include <map>
 
 #include "format/bytes.h"
 
@@ -24,10 +26,27 @@ bool same_kernel(const CudaWeight& a, const CudaWeight& b) {
   return p.field_bits == q.field_bits && p.five_levels == q.five_levels;
 }
 
-cuda::DeviceError mixed_kinds() {
-  return cuda::DeviceError({.what = "weights that go together are stored in two ways",
-                            .where = "cuda backend",
-                            .hint = "use --backend cpu"});
+bool same_kernel(const TensorInfo& a, const TensorInfo& b) {
+  return a.kind == b.kind &&
+         (a.kind != Kind::packed ||
+          (a.packing.bits == b.packing.bits && a.packing.five_levels == b.packing.five_levels));
+}
+
+/// A block's experts are one launch, so what leads into them must be of one kind, and what leads
+/// out.
+void refuse_mixed_experts(const Plan& plan) {
+  std::map<std::string, const TensorInfo*> first;
+  for (const TensorInfo& t : plan.tensors) {
+    const size_t expert = t.name.find(".experts.");
+    if (expert == std::string::npos) continue;
+    const std::string key = t.name.substr(0, expert) + (t.name.ends_with(".down") ? " out" : " in");
+    const TensorInfo& other = *first.emplace(key, &t).first->second;
+    if (same_kernel(t, other)) continue;
+    throw cuda::DeviceError({.what = "experts of one block are stored in two ways",
+                             .where = t.name,
+                             .expected = "as " + other.name,
+                             .hint = "use --backend cpu"});
+  }
 }
 
 int weak_columns(const cuda::PackedMatrix& m) { return m.weak_columns; }
@@ -40,8 +59,9 @@ cuda::LinearArgs<Matrix> args_of(const Linear& l, int column) {
           column};
 }
 
-cuda::BatchHow how_of(const cuda::PackedArgs& args, bool precise) {
-  const bool gemm = !precise && args.experts == nullptr && args.in.tokens > kTilesAtMost;
+/// `library`: there is one for matrix products.
+cuda::BatchHow how_of(const cuda::PackedArgs& args, bool precise, bool library = true) {
+  const bool gemm = library && !precise && args.experts == nullptr && args.in.tokens > kTilesAtMost;
   return {gemm ? cuda::BatchEngine::gemm : cuda::BatchEngine::tiles, precise};
 }
 
@@ -79,6 +99,55 @@ struct PlannedLinear {
   }
 };
 
+bool is_block_linear(const TensorInfo& t) { return t.name.starts_with("blocks.") && t.rows > 1; }
+
+/// Dense weights as they will lie in device memory. Sizes beyond what kernels count with are
+/// refused when they are uploaded, and are cut here.
+cuda::DenseMatrix planned_matrix(const TensorInfo& t) {
+  constexpr uint64_t kMost = std::numeric_limits<int>::max() / 2;
+  const uint64_t bytes = t.kind == Kind::f32 ? 4 : 2;
+  const uint64_t rows = std::min(t.rows, kMost), cols = std::min(t.cols, kMost);
+  return {.type = t.kind == Kind::f32   ? cuda::Dense::f32
+                  : t.kind == Kind::f16 ? cuda::Dense::f16
+                                        : cuda::Dense::bf16,
+          .rows = int(rows),
+          .cols = int(cols),
+          .stride = int(round_up(cols, 16 / bytes)),
+          .data = nullptr};
+}
+
+bool is_product(const cuda::DenseArgs& args, bool precise, bool library = true) {
+  return library && !precise && args.experts == nullptr && args.in.tokens > cuda::kMaxTokens &&
+         args.linears[0].matrix.type == cuda::Dense::f16;
+}
+
+/// Of batches of any number of rows: they go at so many rows of weights at once that fewer may take
+/// a little more.
+size_t dense_batch_bytes(const Plan& plan, const TensorInfo& t) {
+  cuda::DenseArgs args{};
+  args.count = 1;
+  args.linears[0].matrix = planned_matrix(t);
+  size_t most = 0;
+  for (int64_t tokens = plan.max_rows; tokens > cuda::kMaxTokens; tokens -= cuda::kMaxTokens) {
+    args.in.tokens = int(tokens);
+    if (is_product(args, plan.exact)) most = std::max(most, cuda::batch_bytes(args));
+  }
+  return most;
+}
+
+/// Of codes' values for a block's dense weights.
+size_t value_bytes(const Plan& plan, const TensorInfo& t) {
+  cuda::DenseArgs args{};
+  args.count = 1;
+  args.linears[0].matrix = planned_matrix(t);
+  args.in.tokens = int(plan.max_rows);
+  if (t.name.find(".experts.") != std::string::npos) {
+    args.experts = args.linears;
+    args.expert_count = int(plan.config.experts);
+  }
+  return CudaIntegers::value_bytes(args);
+}
+
 }  // namespace
 
 cuda::NormArgs norm_args(const Norm& norm) {
@@ -94,16 +163,36 @@ cuda::NormArgs norm_args(const Norm& norm) {
 
 LinearRoom::LinearRoom(const Plan& plan) {
   for (const TensorInfo& t : plan.tensors) {
-    if (t.kind != Kind::packed) continue;
-    const bool in_block = t.name.starts_with("blocks.");
+    if (t.kind == Kind::bytes) continue;
+    const bool quantized = is_block_linear(t) && plan.scheme.activation_bits < 16;
+    if (t.kind != Kind::packed) {
+      if (quantized) codes = std::max<uint64_t>(codes, value_bytes(plan, t));
+      if (t.name != "positions") batch = std::max<uint64_t>(batch, dense_batch_bytes(plan, t));
+      continue;
+    }
     const PlannedLinear linear(plan, t);
-    if (in_block && plan.scheme.activation_bits < 16) {
+    if (quantized) {
       codes = std::max<uint64_t>(codes, linear.code_bytes());
       measured =
           uint64_t(plan.max_rows) * round_up(uint64_t(plan.config.hidden), 4) * sizeof(float);
     } else {
       batch = std::max<uint64_t>(batch, linear.batch_bytes(plan));
     }
+  }
+}
+
+std::string CudaLinears::notice() const {
+  const std::string& engines = integers_.notice();
+  return engines + (engines.empty() || missing_.empty() ? "" : "; ") + missing_;
+}
+
+void CudaLinears::check(const Plan& plan) {
+  refuse_mixed_experts(plan);
+  if (plan.exact || plan.max_rows <= cuda::kMaxTokens) return;
+  try {
+    space_.gemm = std::make_unique<cuda::Gemm>(stream_);
+  } catch (const cuda::DeviceError& e) {
+    missing_ = std::string("long prompts are slower, for ") + e.what();
   }
 }
 
@@ -118,16 +207,14 @@ template <>
 void CudaLinears::start(const cuda::PackedArgs& args) {
   if (args.in.bits < 16) return integers_.run(args);
   if (args.in.tokens <= cuda::kMaxTokens) return cuda::packed_linears(stream_, args);
-  cuda::batch_linears(stream_, args, how_of(args, precise_), space_);
+  cuda::batch_linears(stream_, args, how_of(args, precise_, space_.gemm != nullptr), space_);
 }
-/// Eight rows at a time.
+/// More than eight rows of f16 weights by cuBLAS, others eight at a time.
 template <>
 void CudaLinears::start(const cuda::DenseArgs& args) {
-  if (args.in.bits < 16 && args.in.per_tensor) {
-    throw cuda::DeviceError(
-        {.what = "per-tensor activation quantization of a linear that is not packed",
-         .where = "cuda backend",
-         .hint = "use --backend cpu"});
+  if (args.in.bits < 16) return start(integers_.on_grid(args));
+  if (is_product(args, precise_, space_.gemm != nullptr)) {
+    return cuda::batch_linears(stream_, args, space_);
   }
   cuda::DenseArgs part = args;
   for (int first = 0; first < args.in.tokens; first += cuda::kMaxTokens) {
@@ -165,13 +252,16 @@ void CudaLinears::run(std::span<const Linear> linears, const cuda::InputArgs& in
       ++to;
     }
     const auto part = linears.subspan(from, to - from);
-    if (out.finish == cuda::Finish::activate && part.size() != linears.size()) throw mixed_kinds();
+    cuda::OutputArgs to_y = out;
+    const bool activate = out.finish == cuda::Finish::activate;
+    // Up, where it is of another kind than gate.
+    if (activate && from > 0) to_y.finish = cuda::Finish::multiply;
     if (std::holds_alternative<cuda::PackedMatrix>(weight_of(part.front()).matrix)) {
-      run_kind<cuda::PackedMatrix>(part, column, in, out);
+      run_kind<cuda::PackedMatrix>(part, column, in, to_y);
     } else {
-      run_kind<cuda::DenseMatrix>(part, column, in, out);
+      run_kind<cuda::DenseMatrix>(part, column, in, to_y);
     }
-    for (const Linear& l : part) column += weight_of(l).rows();
+    for (const Linear& l : part) column += activate ? 0 : weight_of(l).rows();
     from = to;
   }
 }
@@ -184,7 +274,6 @@ void CudaLinears::run_expert_kind(std::span<const std::vector<Linear>> experts, 
     std::vector<cuda::LinearArgs<Matrix>> all;
     for (const auto& expert : experts) {
       for (const Linear& l : expert) {
-        if (!same_kernel(weight_of(first.front()), weight_of(l))) throw mixed_kinds();
         all.push_back(args_of<Matrix>(l, 0));
         table.weak_columns = std::max(table.weak_columns, weak_columns(all.back().matrix));
       }

@@ -40,18 +40,22 @@ class CudaLinears {
   CudaLinears(cuda::Stream& stream, const cuda::DeviceInfo& device)
       : stream_(stream), integers_(stream, device) {}
 
-  /// What has to be said of the choice between engines, or empty.
-  const std::string& notice() const { return integers_.notice(); }
+  /// What has to be said of the choice between engines, or of a missing library; or empty.
+  std::string notice() const;
 
+  /// Before memory is counted: refuses what cannot run, and loads the library that multiplies long
+  /// prompts, which takes some. Without it they are slower.
+  void check(const Plan& plan);
   /// Before anything runs. With `plan.exact` batches keep 22 bits of their activations, not 11.
   void configure(const Plan& plan);
 
   /// Linears that share `in` side by side in `out.y`, in as few launches as their kinds allow; with
-  /// Finish::activate the two become one. Throws where two that must go together are of two kinds.
+  /// Finish::activate the two become one.
   void run(std::span<const Linear> linears, const cuda::InputArgs& in, const cuda::OutputArgs& out);
 
-  /// One linear, or gate and up, of every expert; `chosen` has the lists of cuda::route in
-  /// in.rows and in.count. `table` keeps what the device needs to know of them from call to call.
+  /// One linear, or gate and up, of every expert, all of one kind; `chosen` has the lists of
+  /// cuda::route in in.rows and in.count. `table` keeps what the device needs to know of them from
+  /// call to call.
   struct Table {
     cuda::Memory memory;
     bool ready = false;
@@ -73,6 +77,7 @@ class CudaLinears {
   cuda::Stream& stream_;
   bool precise_ = true;
   cuda::BatchSpace space_;
+  std::string missing_;  ///< why there is no library
   CudaIntegers integers_;
 };
 
