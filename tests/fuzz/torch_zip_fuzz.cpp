@@ -1,49 +1,17 @@
-// Any bytes as a zip archive of torch, first as an archive alone, then with what is in it. No
-// mutation would hit a CRC-32, so most are followed by making them right again.
+// Any bytes as a zip archive of torch, first as an archive alone, then with what is in it.
 
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <vector>
 
-#include "format/error.h"
+#include "tests/fuzz/zip_mutation.h"
 #include "tools/convert/state_dict.h"
-#include "tools/tensor_files/torch/crc32.h"
 #include "tools/tensor_files/torch/file.h"
 
 using namespace oq;
 using namespace oq::convert;
+using namespace oq::fuzz;
 using torch::ZipArchive;
 
-extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
-
 namespace {
-
-std::span<const std::byte> bytes_of(const uint8_t* data, size_t size) {
-  return {reinterpret_cast<const std::byte*>(data), size};
-}
-
-template <class Body>
-void allow_errors(const Body& body) {
-  try {
-    body();
-  } catch (const oq::Error&) {
-  }
-}
-
-/// Where a header of the directory begins whose name lies at `name`: its CRC is 16 bytes in.
-constexpr ptrdiff_t kNameInHeader = 46, kCrcInHeader = 16;
-
-void repair_checksums(uint8_t* data, size_t size) {
-  allow_errors([&] {
-    const ZipArchive zip(bytes_of(data, size), "fuzz.bin");
-    for (const torch::ZipEntry& e : zip.entries()) {
-      const uint32_t crc = torch::crc32(e.data);
-      const ptrdiff_t header = e.name.data() - reinterpret_cast<const char*>(data) - kNameInHeader;
-      std::memcpy(data + header + kCrcInHeader, &crc, sizeof crc);
-    }
-  });
-}
 
 void read_tensors(const torch::File& file) {
   for (const SourceTensor& t : state_dict(file.dict(), "fuzz.bin")) {
@@ -58,9 +26,7 @@ void read_tensors(const torch::File& file) {
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size,
                                           unsigned seed) {
-  size = LLVMFuzzerMutate(data, size, seed % 4 == 0 ? max_size : size);
-  if (seed % 16 != 1) repair_checksums(data, size);
-  return size;
+  return mutate_zip(data, size, max_size, seed);
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
