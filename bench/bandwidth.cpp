@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 
 #include "format/error.h"
-#include "format/memory_file.h"
+#include "format/memory.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -76,17 +76,6 @@ Reader widest_reader() {
   return read_plain;
 }
 
-std::byte* map_buffer(size_t bytes, int advice) {
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) {
-    throw Error({.what = "no memory for the bandwidth probe",
-                 .where = "oq-bench",
-                 .hint = "free some memory"});
-  }
-  madvise(p, bytes, advice);  // a wish: systems without huge pages give what they have
-  return static_cast<std::byte*>(p);
-}
-
 }  // namespace
 
 BandwidthProbe::BandwidthProbe(int threads, std::span<const std::byte> subject)
@@ -98,13 +87,16 @@ BandwidthProbe::BandwidthProbe(int threads, std::span<const std::byte> subject)
                  .expected = "1 GiB available",
                  .hint = "free some memory"});
   }
-  std::byte* huge = map_buffer(bytes, MADV_HUGEPAGE);
-  huge_.bytes = {huge, bytes};
-  std::byte* small = map_buffer(bytes, MADV_NOHUGEPAGE);
-  small_.bytes = {small, bytes};
+  const std::span<std::byte> huge = map_memory("the bandwidth probe", bytes, Pages::huge);
+  huge_.bytes = huge;
+  const std::span<std::byte> small = map_memory("the bandwidth probe", bytes, Pages::ordinary);
+  small_.bytes = small;
+#if defined(MADV_NOHUGEPAGE)
+  madvise(small.data(), bytes, MADV_NOHUGEPAGE);  // some systems give huge pages unasked
+#endif
   pool_.parallel_for(int64_t(bytes / kPiece), 1, [&](int64_t begin, int64_t end, int) {
-    std::memset(huge + size_t(begin) * kPiece, 1, size_t(end - begin) * kPiece);
-    std::memset(small + size_t(begin) * kPiece, 2, size_t(end - begin) * kPiece);
+    std::memset(huge.data() + size_t(begin) * kPiece, 1, size_t(end - begin) * kPiece);
+    std::memset(small.data() + size_t(begin) * kPiece, 2, size_t(end - begin) * kPiece);
   });
 }
 
@@ -114,16 +106,14 @@ BandwidthProbe::~BandwidthProbe() {
   }
 }
 
-double BandwidthProbe::pass(Buffer& buffer) {
-  static const Reader read = widest_reader();
-  // Readers take whole multiples of 512 bytes, aligned to 64; a subject's last few are left out.
-  const auto shift = (64 - reinterpret_cast<uintptr_t>(buffer.bytes.data()) % 64) % 64;
+double BandwidthProbe::read(Buffer& buffer) {
+  static const Reader reader = widest_reader();
   if (buffer.bytes.size() < kSmallestSubject) return 0;
-  const std::byte* first = buffer.bytes.data() + shift;
-  const int64_t pieces = int64_t((buffer.bytes.size() - shift) / kPiece);
+  const std::byte* first = buffer.bytes.data();
+  const int64_t pieces = int64_t(buffer.bytes.size() / kPiece);  // the last few bytes are left out
   const auto start = std::chrono::steady_clock::now();
   pool_.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
-    const uint64_t sum = read(first + size_t(begin) * kPiece, size_t(end - begin) * kPiece);
+    const uint64_t sum = reader(first + size_t(begin) * kPiece, size_t(end - begin) * kPiece);
     sink.fetch_xor(sum, std::memory_order_relaxed);
   });
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
@@ -131,9 +121,9 @@ double BandwidthProbe::pass(Buffer& buffer) {
   return buffer.rates.back();
 }
 
-double BandwidthProbe::measure() {
-  pass(subject_);
-  return std::max(pass(huge_), pass(small_));
+double BandwidthProbe::pass() {
+  read(subject_);
+  return std::max(read(huge_), read(small_));
 }
 
 }  // namespace oq

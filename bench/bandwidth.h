@@ -4,25 +4,20 @@
 #include <span>
 #include <vector>
 
+#include "bench/probe.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace oq {
 
-/// The most bytes per second that this machine's cores can read from memory together: the limit
-/// that a decode step is measured against. Two buffers of 1 GiB (less where memory is short), one
-/// on huge pages and one not; every core streams its part with the widest loads it has into eight
-/// accumulators. Passes are short, so that they can be interleaved with what is being measured.
+/// Of this machine's cores together. Two buffers of 1 GiB (less where memory is short), one on huge
+/// pages and one not; every core streams its part with the widest loads it has into eight
+/// accumulators. A pass goes over each buffer once and counts the better.
 /// `subject`, where given, is read as well: the same limit for bytes that lie where they lie.
-class BandwidthProbe {
+class BandwidthProbe final : public Probe {
  public:
-  /// `threads` 0: one per usable core.
+  /// `threads` 0: one per usable core. PRECOND: `subject` is aligned to 64 bytes, as tensors are.
   explicit BandwidthProbe(int threads = 0, std::span<const std::byte> subject = {});
-  ~BandwidthProbe();
-  BandwidthProbe(const BandwidthProbe&) = delete;
-  BandwidthProbe& operator=(const BandwidthProbe&) = delete;
-
-  /// One pass over each buffer. Returns the better, in bytes per second.
-  double measure();
+  ~BandwidthProbe() override;
 
   /// Bytes per second of each pass, in order.
   const std::vector<double>& huge_pages() const { return huge_.rates; }
@@ -34,7 +29,8 @@ class BandwidthProbe {
     std::span<const std::byte> bytes;
     std::vector<double> rates;
   };
-  double pass(Buffer& buffer);
+  double pass() override;
+  double read(Buffer& buffer);
 
   ThreadPool pool_;
   Buffer huge_, small_;  ///< mapped here

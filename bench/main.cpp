@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include "bench/bandwidth.h"
+#include "bench/device_probe.h"
 #include "bench/pages.h"
 #include "bench/report.h"
 #include "bench/synthetic.h"
@@ -51,6 +53,10 @@ void check_model(const Options& o, const CLI::App& app) {
   }
 }
 
+/// The device makes a synthetic model's weights itself: the largest fit there, and need not fit
+/// the host. `auto` may come to run on the host.
+bool is_hollow(const Options& o) { return !o.synthetic.empty() && o.backend == "cuda"; }
+
 /// A synthetic model's context grows with the tests: its weights have nothing to forget there.
 std::shared_ptr<const File> open_model(const Options& o, int64_t context) {
   if (o.synthetic.empty()) return File::open(o.model, o.pages);
@@ -60,7 +66,8 @@ std::shared_ptr<const File> open_model(const Options& o, int64_t context) {
                                 .head_bits = o.head_bits,
                                 .weak_columns = o.weak_columns,
                                 .pages = o.pages,
-                                .threads = o.threads});
+                                .threads = o.threads,
+                                .hollow = is_hollow(o)});
 }
 
 std::vector<ThroughputTest> tests_of(const Options& o) {
@@ -81,11 +88,28 @@ std::span<const std::byte> tensor_bytes(const File& file) {
   return {first.data(), last.data() + last.size()};
 }
 
-/// 0 of nothing.
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::nth_element(values.begin(), values.begin() + long(values.size() / 2), values.end());
-  return values[values.size() / 2];
+/// Runs the tests beside a probe of the memory that the weights lie in.
+void run_tests(const Options& o, const File& file, Decoder& decoder,
+               const std::vector<ThroughputTest>& tests, BenchReport& r) {
+  const auto run = [&](Probe& probe) {
+    r.results = measure_throughput(decoder, tests, o.repetitions, probe, [&] {
+      if (r.peer) r.peer->run();
+    });
+  };
+  if (decoder.backend().device_bytes() > 0) {
+    auto probe = make_device_probe();
+    run(*probe);
+    r.device = median(probe->rates());
+    probe.reset();  // its buffer is no part of what a decoder takes
+    r.device_memory = decoder.backend().device_bytes();
+    return;
+  }
+  BandwidthProbe probe(0, tensor_bytes(file));
+  run(probe);
+  r.weights_on_huge_pages = huge_page_share(tensor_bytes(file));
+  r.huge_pages = median(probe.huge_pages());
+  r.small_pages = median(probe.small_pages());
+  r.in_place = median(probe.subject());
 }
 
 BenchReport measure(const Options& o) {
@@ -94,14 +118,19 @@ BenchReport measure(const Options& o) {
   int64_t context = 0;
   for (const ThroughputTest& t : tests) context = std::max(context, t.depth + t.tokens);
   const auto file = open_model(o, context);
+  tool::BackendChoice backend{o.backend, o.threads, o.quiet};
+  if (is_hollow(o)) {
+    backend.random = [config = ModelConfig::load(*file)](const TensorInfo& t) {
+      return synthetic_deviation(config, t);
+    };
+  }
   Decoder decoder =
-      tool::make_decoder(file, {o.backend, o.threads, o.quiet},
+      tool::make_decoder(file, backend,
                          {.context = context,
                           .sequences = *std::max_element(o.batches.begin(), o.batches.end()),
                           .exact = o.exact,
                           .kv_bits = o.kv_bits});
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - start;
-  BandwidthProbe probe(0, tensor_bytes(*file));
   BenchReport r;
   r.model = o.synthetic.empty() ? o.model : o.synthetic;
   r.scheme = file->metadata().get_or<std::string>("scheme", "w16a16");
@@ -114,14 +143,8 @@ BenchReport measure(const Options& o) {
   r.model_bytes = file->bytes();
   r.bytes_per_token = decoder.bytes_per_token();
   if (!o.peer.empty()) r.peer.emplace(o.peer);
-  r.results = measure_throughput(decoder, tests, o.repetitions, probe, [&] {
-    if (r.peer) r.peer->run();
-  });
+  run_tests(o, *file, decoder, tests, r);
   r.peak_memory = tool::peak_memory();
-  r.weights_on_huge_pages = huge_page_share(tensor_bytes(*file));
-  r.huge_pages = median(probe.huge_pages());
-  r.small_pages = median(probe.small_pages());
-  r.in_place = median(probe.subject());
   return r;
 }
 

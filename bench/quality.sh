@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
-# The quality table of the calibrators: perplexity of SmolLM2-135M on WikiText-2 test for every method
-# and scheme, each beside full precision and rounding to nearest, with paired standard errors.
+# The quality tables of the calibrators: perplexity of SmolLM2-135M on WikiText-2 test for every method
+# and scheme, each beside full precision and other methods, with paired standard errors.
 #
-# usage: bench/quality.sh MODEL.gguf TEXT_FOLDER [ROW...] > bench/results/quality.md
+# usage: bench/quality.sh [--learned] MODEL.gguf TEXT_FOLDER [ROW...] > bench/results/quality.md
 #
-# TEXT_FOLDER holds wikitext2-raw.valid.txt (calibration: 64 windows of 1024) and wikitext2-raw.test.txt
-# (evaluation: the first 40 windows of 2048). A row is "METHOD SCHEME [FLAG...]"; without any, all of the
-# table. After --all-windows the whole text is evaluated. Finished rows are kept in the cache with their
-# models, keyed by model, texts, tools and options, so the table may be made in several goes; rows that are
+# TEXT_FOLDER holds wikitext2-raw.valid.txt (calibration: 64 windows of 1024; with --learned, the table of the
+# methods that learn, 16 of 512) and wikitext2-raw.test.txt (evaluation: the first 40 windows of 2048). A row is
+# "METHOD SCHEME [FLAG...]"; without any, all of the table. After --all-windows the whole text is evaluated.
+# Finished rows are kept in the cache with their models, keyed by model, texts, tools and options, so the table
+# may be made in several goes, and a row that was stopped goes on after its last finished block; rows that are
 # not finished yet are left out of it, and OQ_QUALITY=print only prints what there is.
 set -euo pipefail
 . "$(dirname "$0")/../scripts/lib.sh"
 bin=$root/build/release/bin
-model=$1 texts=$2
-shift 2
-rows=("$@")
-[ ${#rows[@]} -gt 0 ] || rows=(
+windows=64 window=1024 against=(rtn) title="the calibrators"
+table=(
   "full f16"
   "rtn w4a16g64" "gptq w4a16g64"
   "rtn w3a16" "gptq w3a16" "owq w3a16 --target-bits 3.01" "owq w3a16 --target-bits 3.1" "rtn w4a16"
@@ -25,40 +24,70 @@ rows=("$@")
   "gptq w4a16g64 --no-act-order --tuning minmax" "gptq w4a16g64 --text self"
   "full f16 --all-windows" "gptq w4a16g64 --all-windows"
 )
+if [ "${1:-}" = --learned ]; then
+  shift
+  windows=16 window=512 against=(gptq omniquant) title="the methods that learn"
+  table=("full f16")
+  for scheme in w3a16 w2a16g64 w2a8 'w2*a8' w4a4q4kv4 w4a16g64; do
+    table+=("rtn $scheme" "gptq $scheme" "gptq $scheme --no-act-order --tuning minmax" "omniquant $scheme")
+    if [[ $scheme != *a16* ]]; then table+=("abq $scheme"); fi
+    table+=("auto $scheme")
+  done
+fi
+model=$1 texts=$2
+shift 2
+rows=("$@")
+[ ${#rows[@]} -gt 0 ] || rows=("${table[@]}")
 calibration=$texts/wikitext2-raw.valid.txt evaluation=$texts/wikitext2-raw.test.txt
 store=$cache/quality
 mkdir -p "$store"
 inputs=$(sha256sum "$model" "$calibration" "$evaluation" "$bin/oq-calibrate" "$bin/oq-eval" |
   cut -d' ' -f1 | sha256sum | cut -c1-12)
-row_file() { echo "$store/$inputs-$(tr -c 'a-zA-Z0-9.\n' '_' <<<"$1").json"; }
+# row_base ROW: where its files lie, without their ends. Rows of 64 windows of 1024 say nothing of them.
+row_base() {
+  local setting=
+  if [ "$windows $window" != "64 1024" ] && [[ $1 != "full "* ]]; then setting=$windows-$window-; fi
+  echo "$store/$inputs-$setting$(tr -c 'a-zA-Z0-9.\n' '_' <<<"$1")"
+}
 
 f16() {  # the model that everything starts from, once
   [ -f "$store/$inputs.oq" ] || "$bin/oq-convert" "$model" -o "$store/$inputs.oq" --quiet
   echo "$store/$inputs.oq"
 }
 
+# calibrate MADE FLAG...: goes on where an earlier go was stopped. MADE.seconds has what each took.
+calibrate() {
+  made=$1
+  shift
+  go=$SECONDS
+  trap 'echo $((SECONDS - go)) >>"$made.seconds"' EXIT
+  "$bin/oq-calibrate" "$(f16)" -o "$made.oq" --head-bits 16 --windows "$windows" --window "$window" --resume \
+    --json "$@" >"$made.new"
+  mv "$made.new" "$made.made"
+  echo $((SECONDS - go)) >>"$made.seconds"
+  trap - EXIT
+}
+
 make_row() {  # make_row "METHOD SCHEME FLAG...": perplexity and what the calibrator says, as JSON
-  local row=$1 file made method scheme flags text=(--text "$calibration") windows=40
-  file=$(row_file "$row")
+  local row=$1 file method scheme flags text=(--text "$calibration") result count=40
+  file=$(row_base "$row").json
   [ -f "$file" ] && return
   say "== $row"
   if [[ $row = *" --all-windows" ]]; then
     row=${row% --all-windows}
-    windows=0
+    count=0
   fi
   read -r method scheme flags <<<"$row"
   if [[ $flags = *--text* ]]; then text=(); fi
-  made=$(row_file "$row")
-  made=${made%.json}.oq
   if [ "$method" = full ]; then
-    made=$(f16)
-  elif [ ! -f "$made" ]; then
+    result=$(f16)
+  else
+    result=$(row_base "$row").oq
     # shellcheck disable=SC2086  # flags are words
-    "$bin/oq-calibrate" "$(f16)" -o "$made" --method "$method" --scheme "$scheme" --head-bits 16 $flags \
-      "${text[@]}" --windows 64 --window 1024 --json >"${made%.oq}.made"
+    [ -f "$result" ] || calibrate "${result%.oq}" --method "$method" --scheme "$scheme" $flags "${text[@]}"
   fi
-  "$bin/oq-eval" "$made" --perplexity "$evaluation" --max-windows "$windows" --json >"$file.new"
-  [ "$method" = full ] || cat "${made%.oq}.made" >>"$file.new"
+  "$bin/oq-eval" "$result" --perplexity "$evaluation" --max-windows "$count" --json >"$file.new"
+  [ "$method" = full ] || cat "${result%.oq}.made" >>"$file.new"
   mv "$file.new" "$file"
 }
 
@@ -77,27 +106,35 @@ difference() {
           printf "%+.2f | %.2f |", exp(mb) - exp(ma), exp(mb) * sqrt(v / n) }'
 }
 
+seconds() {  # seconds ROW: of all goes together
+  local base
+  base=$(row_base "${1% --all-windows}")
+  if [ -f "$base.seconds" ]; then awk '{ s += $1 } END { print s }' "$base.seconds"; fi
+}
+
 print_table() {
-  echo "# Quality of the calibrators, $(basename "$model" .gguf)"
+  echo "# Quality of $title, $(basename "$model" .gguf)"
   echo
-  echo "\`bench/quality.sh\`: 64 windows of 1024 tokens of WikiText-2 valid, seed 0; perplexity of the first 40"
+  echo "\`bench/quality.sh\`: $windows windows of $window tokens of WikiText-2 valid, seed 0; perplexity of the first 40"
   echo "windows of 2048 of WikiText-2 test; embedding and head in f16. Differences are in perplexity, +- their"
   echo "paired standard error over the windows. The full-precision model is itself dequantized from Q4_1."
   echo
-  echo "| method | scheme | bits/weight | perplexity | against full precision | +- | against rtn | +- | calibrated in s | with MB |"
-  echo "|---|---|---|---|---|---|---|---|---|---|"
-  local row file method scheme flags full
+  echo "| method | scheme | bits/weight | perplexity | against full precision | +- |$(printf ' against %s | +- |' "${against[@]}") calibrated in s | with MB |"
+  echo "|---|---|---|---|---|---|$(printf -- '---|%.0s' "${against[@]}" "${against[@]}")---|---|"
+  local row file method scheme flags full other others
   for row in "${rows[@]}"; do
-    file=$(row_file "$row")
+    file=$(row_base "$row").json
     [ -f "$file" ] || continue
     read -r method scheme flags <<<"$row"
     full="full f16"
     if [[ $flags = *--all-windows ]]; then full+=" --all-windows"; fi
-    printf '| %s | %s | %.2f | %.2f | %s %s %s | %s |\n' "$method${flags:+ $flags}" "$scheme" \
+    others=
+    for other in "${against[@]}"; do
+      others+=" $(difference "$(row_base "$other $scheme").json" "$file")"
+    done
+    printf '| %s | %s | %.2f | %.2f | %s%s %s | %s |\n' "$method${flags:+ $flags}" "$scheme" \
       "$(numbers "$file" bits_per_weight | head -n 1)" "$(numbers "$file" perplexity | head -n 1)" \
-      "$(difference "$(row_file "$full")" "$file")" \
-      "$(difference "$(row_file "rtn $scheme")" "$file")" \
-      "$(numbers "$file" seconds | awk '{ printf "%.0f", $1 }')" \
+      "$(difference "$(row_base "$full").json" "$file")" "$others" "$(seconds "$row")" \
       "$(numbers "$file" peak_memory | awk '{ printf "%.0f", $1 / 1e6 }')"
   done
 }

@@ -6,8 +6,6 @@
 namespace oq {
 namespace {
 
-double median(const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; }
-
 /// In quotes where a comma, a quote or a line's end would break the line.
 std::string csv_field(const std::string& text) {
   if (text.find_first_of(",\"\n") == text.npos) return text;
@@ -19,7 +17,16 @@ std::string csv_field(const std::string& text) {
   return out + '"';
 }
 
+std::string device_notes(const BenchReport& r) {
+  return fmt::format(
+      "read bandwidth {:.1f} GB/s on the device; {:.1f} MB of weights per token; {:.1f} MB, {} in "
+      "{:.1f} ms; {:.2f} GB of the device's memory\n",
+      r.device / 1e9, double(r.bytes_per_token) / 1e6, double(r.model_bytes) / 1e6,
+      r.synthetic ? "made" : "loaded", r.load_seconds * 1e3, double(r.device_memory) / 1e9);
+}
+
 std::string notes(const BenchReport& r) {
+  if (r.device_memory > 0) return device_notes(r);
   std::string pages;
   if (r.weights_on_huge_pages >= 0) {
     pages = fmt::format(", {:.0f} % of them on huge pages", r.weights_on_huge_pages * 100);
@@ -95,6 +102,7 @@ std::string to_json(const BenchReport& r) {
                                  {"bits_per_weight", r.bits_per_weight},
                                  {"load_seconds", r.load_seconds},
                                  {"model_bytes", r.model_bytes},
+                                 {"device_memory", r.device_memory},
                                  {"peak_memory", r.peak_memory},
                                  {"read_bandwidth", r.read_bandwidth()},
                                  {"read_bandwidth_in_place", r.in_place},

@@ -65,6 +65,15 @@ float deviation_of(const ModelConfig& config, const TensorInfo& t) {
   return 1 / std::sqrt(float(t.cols) * (residual ? 2 * float(config.blocks) : 1.0f));
 }
 
+/// Weak columns stand at equal distances.
+void fill_weak_indices(const TensorInfo& t, std::span<std::byte> data) {
+  const PackedLayout l = PackedLayout::of(t.rows, t.cols, t.packing);
+  for (uint32_t i = 0; i < t.packing.weak_columns; ++i) {
+    const auto column = uint32_t(i * t.cols / t.packing.weak_columns);
+    std::memcpy(data.data() + l.weak_index_offset + i * 4, &column, 4);
+  }
+}
+
 void fill_floats(const Shape& shape, const TensorInfo& t, std::span<float> out, Rng rng) {
   if (t.name == "rope.inv_freq") return fill_frequencies(shape.rope_theta, out);
   if (t.name == "alibi") return fill_alibi(shape, out);
@@ -79,6 +88,16 @@ class Filler {
  public:
   Filler(const Shape& shape, const SyntheticOptions& options, MemoryFile& memory)
       : shape_(shape), seed_(options.seed), memory_(memory), pool_(options.threads) {}
+
+  void run_hollow() {
+    for (size_t i = 0; i < memory_.tensors().size(); ++i) {
+      const TensorInfo& t = memory_.tensors()[i];
+      if (t.kind == Kind::packed) fill_weak_indices(t, memory_.data(i));
+      if (t.kind != Kind::f32) continue;
+      fill(i);
+      memory_.seal(i);
+    }
+  }
 
   void run() {
     const auto pieces = int64_t(memory_.bytes() / kPiece + 1);
@@ -141,6 +160,10 @@ class Filler {
 
 }  // namespace
 
+float synthetic_deviation(const ModelConfig& config, const TensorInfo& tensor) {
+  return tensor.kind == Kind::f32 ? 0.0f : deviation_of(config, tensor);
+}
+
 std::shared_ptr<const File> make_synthetic(const Shape& shape, const SyntheticOptions& options) {
   shape.config.check();
   Metadata metadata;
@@ -154,8 +177,9 @@ std::shared_ptr<const File> make_synthetic(const Shape& shape, const SyntheticOp
     tensors.push_back(info_of(spec, options));
   }
   MemoryFile memory("synthetic " + std::string(shape.name), std::move(metadata), std::move(tensors),
-                    options.pages);
-  Filler(shape, options, memory).run();
+                    options.hollow ? Pages::sparse : options.pages);
+  Filler filler(shape, options, memory);
+  options.hollow ? filler.run_hollow() : filler.run();
   return memory.finish();
 }
 

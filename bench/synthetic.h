@@ -17,7 +17,13 @@ struct SyntheticOptions {
   uint64_t seed = 1;
   Pages pages = Pages::ordinary;
   int threads = 0;  ///< 0: one per usable core; the bytes do not depend on it
+  /// Weights are left out, for a backend that makes them itself: only vectors and routers, and weak
+  /// columns' indices, are there.
+  bool hollow = false;
 };
+
+/// The deviation of a weight of such a model; 0 of what a hollow one has too.
+float synthetic_deviation(const ModelConfig& config, const TensorInfo& tensor);
 
 /// A model of `shape` with random weights, in memory: what oq-convert would have written for such a
 /// checkpoint, but for a tokenizer. Equal options give equal bytes. Norms are 1 and biases small,

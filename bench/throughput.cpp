@@ -63,9 +63,16 @@ std::string ThroughputTest::name() const {
   return text;
 }
 
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 std::vector<Throughput> measure_throughput(Decoder& decoder,
                                            const std::vector<ThroughputTest>& tests,
-                                           int repetitions, BandwidthProbe& probe,
+                                           int repetitions, Probe& probe,
                                            const std::function<void()>& between) {
   std::vector<Throughput> results;
   std::set<int64_t> depths;

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/bandwidth.h"
+#include "bench/probe.h"
 #include "runtime/decoder.h"
 
 namespace oq {
@@ -21,6 +21,9 @@ struct ThroughputTest {
   std::string name() const;
 };
 
+/// The middle one, of two the larger; 0 of none.
+double median(std::vector<double> values);
+
 struct Throughput {
   ThroughputTest test;
   std::vector<double> rates;   ///< tokens per second of all sequences, by repetition, sorted
@@ -29,8 +32,8 @@ struct Throughput {
   double bytes_per_token = 0;  ///< decode: weights and KV cache, on average; a step reads the
                                ///< weights once for its whole batch (experts: as if alike)
 
-  double median() const { return rates[rates.size() / 2]; }
-  double share() const { return shares[shares.size() / 2]; }
+  double median() const { return oq::median(rates); }
+  double share() const { return oq::median(shares); }
   double bandwidth() const { return median() * bytes_per_token; }
 };
 
@@ -40,7 +43,7 @@ struct Throughput {
 /// PRECOND: the decoder has room for depth + tokens of every sequence.
 std::vector<Throughput> measure_throughput(Decoder& decoder,
                                            const std::vector<ThroughputTest>& tests,
-                                           int repetitions, BandwidthProbe& probe,
+                                           int repetitions, Probe& probe,
                                            const std::function<void()>& between = {});
 
 }  // namespace oq

@@ -2,7 +2,8 @@
 # for the emulator in tests/simt), and whether this build has the first of the two.
 
 set(OQ_CUDA_KERNELS
-  attention.cu batch_rows.cu dense_linear.cu flash.cu probe.cu quantize.cu rank.cu repack.cu rows.cu
+  attention.cu batch_rows.cu dense_linear.cu fill.cu flash.cu probe.cu quantize.cu rank.cu repack.cu
+  rows.cu
   batch/w2.cu batch/w2five.cu batch/w3.cu batch/w4.cu batch/w5.cu batch/w6.cu batch/w7.cu
   batch/w8.cu
   packed/w2.cu packed/w2five.cu packed/w3.cu packed/w4.cu packed/w5.cu packed/w6.cu packed/w7.cu
@@ -13,7 +14,7 @@ list(TRANSFORM OQ_CUDA_KERNELS PREPEND ${PROJECT_SOURCE_DIR}/kernels/cuda/)
 set(OQ_CUDA_HOST batch.cpp integer.cpp kernels.cpp layout.cpp)
 list(TRANSFORM OQ_CUDA_HOST PREPEND ${PROJECT_SOURCE_DIR}/kernels/cuda/)
 set(OQ_CUDA_BACKEND attention.cpp batch.cpp cuda_backend.cpp device_plan.cpp engine_tuner.cpp
-  integers.cpp linear.cpp ranker.cpp steps.cpp weight.cpp)
+  integers.cpp linear.cpp random_weight.cpp ranker.cpp steps.cpp weight.cpp)
 list(TRANSFORM OQ_CUDA_BACKEND PREPEND ${PROJECT_SOURCE_DIR}/runtime/backend/cuda/)
 
 # On where a CUDA toolkit of 12.0 or later is found, unless somebody chose; builds with a

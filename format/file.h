@@ -64,6 +64,8 @@ class File {
 
   const std::filesystem::path& path() const { return path_; }
   uint64_t bytes() const { return map_.size(); }
+  /// What was asked for when it was opened.
+  Pages pages() const { return pages_; }
   const Metadata& metadata() const { return metadata_; }
   std::span<const TensorInfo> tensors() const { return tensors_; }
 
@@ -90,12 +92,14 @@ class File {
   friend std::shared_ptr<const File> open_with_weak(const std::filesystem::path& path,
                                                     const std::filesystem::path& weak, Pages pages);
   File() = default;
-  /// `change`, if any, sees the opened file while its bytes are private and writable.
+  /// `change`, if any, sees the opened file while its bytes are private and may become writable.
   static std::shared_ptr<const File> open(const std::filesystem::path& path, Pages pages,
                                           const std::function<void(File&)>& change);
-  void map(Pages pages, bool writable);
+  void map(Pages pages, bool is_private);
   void copy(int fd, size_t size);
   void replace_weak(const File& weak);
+  /// A part of the private bytes, to be changed before anybody else sees the file.
+  std::span<std::byte> writable(uint64_t offset, uint64_t bytes);
   void read_header();
   void read_directory(std::span<const std::byte> directory, uint64_t data_offset);
   void verify_gaps() const;
@@ -103,6 +107,7 @@ class File {
 
   std::filesystem::path path_;
   std::span<const std::byte> map_;
+  Pages pages_ = Pages::ordinary;
   std::span<const std::byte> metadata_bytes_, directory_bytes_;
   Metadata metadata_;
   std::vector<TensorInfo> tensors_;

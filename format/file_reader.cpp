@@ -90,7 +90,7 @@ std::shared_ptr<const File> File::open(const std::filesystem::path& path, Pages 
     file->read_header();
   });
   if (change) change(*file);
-  // A stray write crashes from now on, whether the bytes are mapped or copied.
+  // A stray write crashes from now on, whether the bytes are copied or were changed.
   mprotect(const_cast<std::byte*>(file->map_.data()), file->map_.size(), PROT_READ);
   return file;
 }
@@ -119,7 +119,7 @@ void File::copy(int fd, size_t size) {
   }
 }
 
-void File::map(Pages pages, bool writable) {
+void File::map(Pages pages, bool is_private) {
   const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe: no wait
   if (fd < 0) {
     throw error({.what = std::string("cannot be opened: ") + std::strerror(errno),
@@ -132,13 +132,26 @@ void File::map(Pages pages, bool writable) {
                  .hint = "make one with oq-convert"});
   }
   const auto size = size_t(st.st_size);
+  pages_ = pages;
   if (pages == Pages::huge) return copy(fd, size);
-  void* p = mmap(nullptr, size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
-                 writable ? MAP_PRIVATE : MAP_SHARED, fd, 0);
+  void* p = mmap(nullptr, size, PROT_READ, is_private ? MAP_PRIVATE : MAP_SHARED, fd, 0);
   if (p == MAP_FAILED) {
     throw error({.what = std::string("cannot be mapped: ") + std::strerror(errno)});
   }
   map_ = {static_cast<const std::byte*>(p), size};
+}
+
+/// Only whole pages can be made writable. The system counts those, and no others, as memory that
+/// this process may come to need: a model larger than memory stays mapped.
+std::span<std::byte> File::writable(uint64_t offset, uint64_t bytes) {
+  const auto page = uint64_t(sysconf(_SC_PAGESIZE));
+  auto* all = const_cast<std::byte*>(map_.data());
+  const uint64_t first = offset / page * page;
+  if (mprotect(all + first, size_t(offset + bytes - first), PROT_READ | PROT_WRITE) != 0) {
+    throw error({.what = std::string("cannot be changed in memory: ") + std::strerror(errno),
+                 .hint = "free some memory"});
+  }
+  return {all + offset, size_t(bytes)};
 }
 
 void File::read_header() {

@@ -11,6 +11,7 @@
 #include "format/bytes.h"
 #include "format/crc32c.h"
 #include "format/file_layout.h"
+#include "format/replace_file.h"
 
 namespace oq {
 namespace {
@@ -53,14 +54,6 @@ int open_locked(const std::filesystem::path& path, int flags) {
     }
     close(fd);
   }
-}
-
-void sync_folder(const std::filesystem::path& path) {
-  const auto parent = path.parent_path();
-  const int fd = ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return;  // the rename has happened; only its durability is left to the system
-  fsync(fd);
-  close(fd);
 }
 
 }  // namespace
@@ -167,10 +160,9 @@ void Writer::finish() {
   pwrite_all(std::as_bytes(std::span(&h, 1)), 0);  // last: without it nothing loads
   if (fsync(fd_) != 0) throw io_error("cannot be flushed to disk");
   File::open(part_)->verify();
-  if (rename(part_.c_str(), path_.c_str()) != 0) throw io_error("cannot be renamed");
+  if (!replace_file(part_, path_)) throw io_error("cannot be renamed");
   close(fd_);
   fd_ = -1;
-  sync_folder(path_);
 }
 
 void rewrite_metadata(const std::filesystem::path& path, const Metadata& metadata) {

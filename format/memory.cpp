@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "format/bytes.h"
 #include "format/error.h"
 
 namespace oq {
@@ -60,19 +61,30 @@ uint64_t available_memory() {
   return std::min(system, available_in_container().value_or(system));
 }
 
+void advise(std::span<std::byte> memory, Pages pages) {
+#if defined(MADV_HUGEPAGE)
+  if (pages != Pages::huge) return;
+  const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const auto first = round_up(reinterpret_cast<uintptr_t>(memory.data()), page);
+  const auto end = reinterpret_cast<uintptr_t>(memory.data() + memory.size()) / page * page;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
 std::span<std::byte> map_memory(const std::string& name, uint64_t bytes, Pages pages) {
-  check_fits(name, bytes);
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool sparse = pages == Pages::sparse;
+  if (!sparse) check_fits(name, bytes);
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (sparse ? MAP_NORESERVE : 0);
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (p == MAP_FAILED) {
     throw Error({.what = std::string("no memory: ") + std::strerror(errno),
                  .where = name,
                  .expected = fmt::format("{:.1f} GB", double(bytes) / 1e9),
                  .hint = "choose a smaller model or fewer bits, or raise the process's limit"});
   }
-#if defined(MADV_HUGEPAGE)
-  if (pages == Pages::huge) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-  return {static_cast<std::byte*>(p), bytes};
+  const std::span<std::byte> memory(static_cast<std::byte*>(p), bytes);
+  advise(memory, pages);
+  return memory;
 }
 
 }  // namespace oq

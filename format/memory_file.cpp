@@ -17,6 +17,7 @@ MemoryFile::MemoryFile(std::string name, Metadata metadata, std::vector<TensorIn
     : name_(std::move(name)),
       metadata_(std::move(metadata)),
       tensors_(std::move(tensors)),
+      pages_(pages),
       data_end_(disk::data_offset(kMetadataRoom, tensors_.size())) {
   for (TensorInfo& t : tensors_) data_end_ = disk::place(t, data_end_, name_);
   map_ = map_memory(name_, round_up(data_end_, disk::kDataAlign), pages);
@@ -47,6 +48,7 @@ std::shared_ptr<const File> MemoryFile::finish() {
   std::shared_ptr<File> file(new File);
   file->path_ = name_;
   file->map_ = std::exchange(map_, {});
+  file->pages_ = pages_;
   with_place(name_, [&] { file->read_header(); });
   return file;
 }

@@ -49,6 +49,7 @@ class MemoryFile {
   std::string name_;
   Metadata metadata_;
   std::vector<TensorInfo> tensors_;
+  Pages pages_;
   uint64_t data_end_ = 0;
   std::span<std::byte> map_;
 };

@@ -12,7 +12,6 @@ namespace oq {
 namespace {
 
 constexpr const char* kBase = "weak.base";
-constexpr size_t kSlack = 1024;  ///< room for edits of the metadata
 
 std::string identity(const File& file) { return fmt::format("{:08x}", file.checksum()); }
 
@@ -52,10 +51,8 @@ PackedLayout check(const File& base, const TensorInfo& info) {
 
 }  // namespace
 
-void write_weak_file(const std::filesystem::path& path, const File& base,
-                     const WeakWeights& weights, Metadata metadata) {
+void write_weak_file(Writer& out, const File& base, const WeakWeights& weights, Metadata metadata) {
   metadata.set(kBase, identity(base));
-  Writer out(path, weights.size(), metadata.encode().size() + kSlack);
   out.metadata = std::move(metadata);
   for (const auto& [name, values] : weights) {
     const TensorInfo& t = base.tensor(name);
@@ -105,9 +102,10 @@ void File::replace_weak(const File& weak) {
       }
     }
     TensorInfo& to = tensors_[index_.at(from.name)];
-    std::byte* data = const_cast<std::byte*>(map_.data()) + to.offset;
-    std::memcpy(data + layout.weak_offset, bytes.data(), bytes.size());
-    to.crc = crc32c(this->data(to));
+    verify(to);  // its new checksum must not make damage right
+    const std::span<std::byte> section = writable(to.offset + layout.weak_offset, bytes.size());
+    std::memcpy(section.data(), bytes.data(), bytes.size());
+    to.crc = crc32c(data(to));
   }
 }
 

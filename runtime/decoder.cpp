@@ -26,6 +26,7 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   plan_.sequences = options.sequences;
   plan_.max_rows = std::min(options.max_rows, plan_.context * plan_.sequences);
   plan_.exact = options.exact;
+  plan_.pages = file_->pages();
   plan_.kv_bits = options.kv_bits;
   if (plan_.kv_bits == 0) plan_.kv_bits = plan_.scheme.kv_bits;
   if (options.kv_bits == 0 && plan_.kv_bits == 16 && plan_.exact) plan_.kv_bits = 32;

@@ -37,6 +37,7 @@ void start_norm(Stream&, const NormRowsArgs&);
 void start_route(Stream&, const RouteArgs&);
 void start_combine(Stream&, const CombineArgs&);
 void start_rank(Stream&, const RankArgs&);
+void start_fill(Stream&, const FillArgs&);
 void start_nothing(Stream&, const int&);
 void start_read(Stream&, const ReadArgs&);
 void start_copy(Stream&, const CopyArgs&);
@@ -232,6 +233,7 @@ Single<const NormRowsArgs&> norm_rows_rows = {{{"norm of rows", Only::one, start
 Single<const RouteArgs&> route_rows = {{{"route", Only::one, start_route}}};
 Single<const CombineArgs&> combine_rows = {{{"combine experts", Only::one, start_combine}}};
 Single<const RankArgs&> rank_rows = {{{"rank", Only::one, start_rank}}};
+Single<const FillArgs&> fill_rows = {{{"fill", Only::one, start_fill}}};
 Single<const int&> nothing_rows = {{{"nothing", Only::one, start_nothing}}};
 Single<const ReadArgs&> read_rows = {{{"read", Only::one, start_read}}};
 Single<const CopyArgs&> copy_rows = {{{"copy", Only::one, start_copy}}};
@@ -324,6 +326,7 @@ void norm_rows(Stream& stream, const NormRowsArgs& a) {
 void route(Stream& stream, const RouteArgs& a) { dispatch(route_rows, Only::one, stream, a); }
 void combine(Stream& stream, const CombineArgs& a) { dispatch(combine_rows, Only::one, stream, a); }
 void rank(Stream& stream, const RankArgs& a) { dispatch(rank_rows, Only::one, stream, a); }
+void fill(Stream& stream, const FillArgs& a) { dispatch(fill_rows, Only::one, stream, a); }
 void run_nothing(Stream& stream) { dispatch(nothing_rows, Only::one, stream, 0); }
 void read_memory(Stream& stream, const ReadArgs& a) { dispatch(read_rows, Only::one, stream, a); }
 void copy_memory(Stream& stream, const CopyArgs& a) { dispatch(copy_rows, Only::one, stream, a); }
@@ -348,6 +351,7 @@ std::vector<Reached> reached() {
   count(route_rows, list);
   count(combine_rows, list);
   count(rank_rows, list);
+  count(fill_rows, list);
   count(nothing_rows, list);
   count(read_rows, list);
   count(copy_rows, list);

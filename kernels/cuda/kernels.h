@@ -251,6 +251,19 @@ struct RankArgs {
 };
 void rank(Stream& stream, const RankArgs& args);
 
+/// Words of random bits, pairs of f16 uniform in mean +- spread, or bytes of a repeated pattern.
+enum class Fill { bits, halves, bytes };
+struct FillArgs {
+  Fill kind = Fill::bits;
+  uint32_t* to = nullptr;
+  int64_t words = 0;
+  uint64_t seed = 0;
+  float mean = 0, spread = 0;
+  uint64_t pattern = 0;  ///< its first `period` bytes
+  int period = 1;
+};
+void fill(Stream& stream, const FillArgs& args);
+
 /// An empty kernel.
 void run_nothing(Stream& stream);
 

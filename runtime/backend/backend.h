@@ -34,6 +34,7 @@ struct Plan {
   int64_t max_rows = 1;  ///< of a batch
   bool exact = false;    ///< packed weights meet fp32 activations, not integers
   int kv_bits = 16;      ///< the KV cache: 32 and 16 are floats, 2..8 codes in bytes (KvGrid)
+  Pages pages = Pages::ordinary;  ///< that the KV cache lies on, where the backend has a choice
   std::span<const TensorInfo> tensors = {};  ///< that may be prepared; the file keeps them
   std::vector<int64_t> buffers = {};         ///< columns of those that will be asked for
 
@@ -91,6 +92,9 @@ class Backend {
 
   /// What runs, for people: "cpu, avx2, 2 threads".
   virtual std::string description() const = 0;
+
+  /// What it has taken of a device's memory, as the device tells it; 0: it runs on the host.
+  virtual uint64_t device_bytes() const = 0;
 
   /// Must come first, once. Takes no memory that it could know to be missing: it throws instead.
   virtual void configure(const Plan& plan) = 0;

@@ -329,3 +329,21 @@ TEST_CASE("small pages are known to be small") {
   munmap(p, kBytes);
   CHECK(huge_page_share({}) == -1);
 }
+
+TEST_CASE("a hollow model has all but its weights, and needs no memory for them") {
+  const Shape& shape = *find_shape("falcon-180b");
+  const auto file = make_synthetic(
+      shape, {.scheme = Scheme::parse("w3a16g512"), .weak_columns = 4, .hollow = true});
+  CHECK(file->bytes() > uint64_t(60) << 30);
+  for (const TensorInfo& t : file->tensors()) {
+    const float deviation = synthetic_deviation(shape.config, t);
+    if (t.kind == Kind::f32) {
+      CHECK(deviation == 0);
+      CHECK_NOTHROW(file->verify(t));
+      continue;
+    }
+    CHECK(deviation > 0);
+    if (t.kind != Kind::packed || t.packing.weak_columns == 0) continue;
+    REQUIRE(file->packed(t).weak_indices()[1] == t.cols / 4);
+  }
+}

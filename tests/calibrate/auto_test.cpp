@@ -6,12 +6,14 @@
 
 #include "runtime/decoder.h"
 #include "tests/calibrate/problem.h"
-#include "tests/support.h"
+#include "tests/calibrate/small_run.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
 #include "tools/calibrate/block.h"
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/learn/loss.h"
+#include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/preflight.h"
 #include "tools/calibrate/solver/gptq.h"
 #include "tools/calibrate/work_folder.h"
 
@@ -22,15 +24,7 @@ namespace fs = std::filesystem;
 namespace {
 
 calibrate::Options options_of(const TempDir& dir, const char* method, const char* scheme) {
-  calibrate::Options o;
-  o.input = dir / "in.oq";
-  o.output = dir / "out.oq";
-  o.method = method;
-  o.scheme = Scheme::parse(scheme);
-  o.text = "self";
-  o.windows = 3;
-  o.window = 24;
-  o.threads = 2;
+  calibrate::Options o = test::small_run(dir / "in.oq", dir / "out.oq", method, scheme);
   o.tuning = calibrate::Tuning::mse;
   o.learning.epochs = 3;
   o.learning.transform = true;
@@ -68,30 +62,43 @@ void make_one_block(const TempDir& dir, ModelConfig config) {
   test::make_tiny_oq(dir / "in.oq", tiny);
 }
 
+/// Whether auto is better than the best single method by a margin; it is never worse.
+bool beats_single_methods(const TempDir& dir, const std::string& scheme) {
+  CAPTURE(scheme);
+  const double together = block_error(options_of(dir, "auto", scheme.c_str()));
+  Decoder d(File::open(dir / "out.oq"), make_cpu_backend(1), {.context = 16});
+  const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
+  for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
+  double least = INFINITY;
+  for (const char* method : {"rtn", "gptq", "awrq", "omniquant"}) {
+    const std::string single = method;
+    if (single == "awrq" && scheme == "w3a16g64") continue;
+    CAPTURE(single);
+    const double alone = block_error(options_of(dir, method, scheme.c_str()));
+    CHECK(together <= alone * 1.00001);  // folded norms and biases are stored as f16
+    least = std::min(least, alone);
+  }
+  return together < 0.98 * least;
+}
+
 }  // namespace
 
 TEST_CASE("no single method leaves a block with less error than all together, in any variant") {
   const TempDir dir;
+  const std::vector<std::string> schemes = {"w3a16g64", "w4a6q6kv6", "w2*a8"};
+  const auto variants = test::variant_configs();
   int better = 0, cases = 0;
-  for (const ModelConfig& config : test::variant_configs()) {
-    make_one_block(dir, config);
-    for (const char* scheme : {"w3a16g64", "w4a6q6kv6", "w2*a8"}) {
-      const std::string name = scheme;
-      CAPTURE(name);
-      const double together = block_error(options_of(dir, "auto", scheme));
-      double least = INFINITY;
-      for (const char* method : {"rtn", "gptq", "awrq", "omniquant"}) {
-        const std::string single = method;
-        if (single == "awrq" && name == "w3a16g64") continue;
-        CAPTURE(single);
-        const double alone = block_error(options_of(dir, method, scheme));
-        CHECK(together <= alone * 1.00001);  // folded norms and biases are stored as f16
-        least = std::min(least, alone);
-      }
+  for (size_t i = 0; i < variants.size(); ++i) {
+    make_one_block(dir, variants[i]);
+    for (size_t s = 0; s < schemes.size(); ++s) {
+      // Every variant with one scheme in turn, the last with all of them.
+      if (i % schemes.size() != s && i + 1 < variants.size()) continue;
+      CAPTURE(i);
       ++cases;
-      better += together < 0.98 * least ? 1 : 0;
+      better += beats_single_methods(dir, schemes[s]) ? 1 : 0;
     }
   }
+  CHECK(cases == 9);
   CHECK(better * 2 > cases);  // and it is for something
 }
 
@@ -121,7 +128,9 @@ TEST_CASE("mixed widths keep to their bytes and beat one width of as many") {
     const auto file = File::open(dir / "out.oq");
     const double bits = linear_bytes(*file, ModelConfig::load(*file)).bits_per_weight();
     double before = INFINITY;
-    for (const double target : {bits - 0.2, bits, bits + 0.3}) {
+    std::vector<double> targets = {bits - 0.2, bits, bits + 0.3};
+    if (config.experts > 0) targets = {bits};  // which have many linears
+    for (const double target : targets) {
       CAPTURE(target);
       auto o = options_of(dir, "auto", "w3a16g64");
       o.target_bits = target;
@@ -144,9 +153,63 @@ TEST_CASE("mixed widths keep to their bytes and beat one width of as many") {
       const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
       for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
     }
-    auto o = options_of(dir, "auto", "w3a16g64");
+  }
+}
+
+TEST_CASE("a budget that is too small is found before the work, with the least that is not") {
+  const TempDir dir;
+  for (const char* scheme : {"w3a16g64", "w2*a8"}) {
+    make_one_block(dir, test::tiny_config());
+    auto o = options_of(dir, "auto", scheme);
+    o.text = "none.txt";  // which is not even looked for
     o.target_bits = 2;
+    std::string says;
+    try {
+      calibrate::calibrate(o);
+    } catch (const Error& e) {
+      says = e.what();
+    }
+    CAPTURE(says);
+    CHECK(says.find("--target-bits") != std::string::npos);
+    const std::string expected = "expected ";
+    const size_t at = says.find(expected);
+    REQUIRE(at != std::string::npos);
+    const double least = std::stod(says.substr(at + expected.size()));
+    o.text = "self";
+    o.target_bits = least - 0.01;
     CHECK_THROWS_WITH_AS(calibrate::calibrate(o), doctest::Contains("--target-bits"), Error);
+    o.target_bits = least;
+    calibrate::calibrate(o);
+    const auto file = File::open(o.output);
+    CHECK(linear_bytes(*file, ModelConfig::load(*file)).bits_per_weight() <= least);
+  }
+}
+
+TEST_CASE("preflight counts the candidates that are kept") {
+  const TempDir dir;
+  make_one_block(dir, test::tiny_config());
+  const auto file = File::open(dir / "in.oq");
+  const ModelConfig config = ModelConfig::load(*file);
+  struct Case {
+    const char* scheme;
+    double target;
+    int64_t plain, learned, mixed;
+  };
+  calibrate::Preflight before;
+  for (const Case& c : {Case{"w3a16", 0, 2, 4, 0}, Case{"w3a8", 0, 3, 6, 0},
+                        Case{"w3a16", 4, 3, 6, 9}, Case{"w3a8", 4, 5, 10, 15}}) {
+    auto o = options_of(dir, "auto", c.scheme);
+    o.window = 200;
+    o.target_bits = c.target;
+    const auto n = calibrate::auto_candidates(o);
+    CHECK(n.plain == c.plain);
+    CHECK(n.learned == c.learned);
+    CHECK(n.mixed == c.mixed);
+    const auto flight = calibrate::preflight(*file, config, o, o.windows);
+    CHECK(flight.flops > before.flops);
+    o.method = "omniquant";
+    CHECK(flight.memory > calibrate::preflight(*file, config, o, o.windows).memory);
+    before = flight;
   }
 }
 

@@ -9,35 +9,18 @@
 #include <fmt/format.h>
 
 #include "runtime/decoder.h"
-#include "tests/support.h"
+#include "tests/calibrate/small_run.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
-#include "tools/calibrate/options.h"
 #include "tools/calibrate/report.h"
 
 using namespace oq;
+using test::refusal;
+using test::small_run;
 using test::TempDir;
 namespace fs = std::filesystem;
 
 namespace {
-
-calibrate::Options options_of(const fs::path& in, const fs::path& out, const char* method,
-                              const char* scheme) {
-  calibrate::Options o;
-  o.input = in;
-  o.output = out;
-  o.method = method;
-  o.scheme = Scheme::parse(scheme);
-  o.text = "self";
-  o.windows = 3;
-  o.window = 24;
-  o.threads = 2;
-  if (o.method == "owq") o.weak_columns = 4;
-  if (o.method == "smoothquant") o.smooth = true;
-  o.learning.epochs = 2;
-  o.learning.transform = o.method == "abq" || o.scheme.activation_bits < 16;
-  return o;
-}
 
 std::string bytes_of(const fs::path& path) { return test::read_file(path); }
 
@@ -47,15 +30,6 @@ std::vector<uint32_t> tensor_crcs(const fs::path& path) {
   std::vector<uint32_t> crcs;
   for (const TensorInfo& t : file->tensors()) crcs.push_back(t.crc);
   return crcs;
-}
-
-std::string refusal(const calibrate::Options& o) {
-  try {
-    calibrate::calibrate(o);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "calibrated";
 }
 
 }  // namespace
@@ -72,7 +46,7 @@ TEST_CASE("every method calibrates every variant, and the decoder runs the resul
           std::pair("act-only", "w16a8"), std::pair("omniquant", "w3a16g64"),
           std::pair("omniquant", "w4a4q4kv4"), std::pair("omniquant", "w3sa8t"),
           std::pair("abq", "w2*a8"), std::pair("auto", "w3a16g64")}) {
-      const auto o = options_of(dir / "in.oq", dir / "out.oq", method, scheme);
+      const auto o = small_run(dir / "in.oq", dir / "out.oq", method, scheme);
       CAPTURE(o.method);
       const auto result = calibrate::calibrate(o);
       const auto file = File::open(dir / "out.oq");
@@ -100,7 +74,7 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
   test::make_tiny_oq(dir / "in.oq", tiny);
   for (const auto& [method, scheme] : {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8"),
                                        std::pair("omniquant", "w3a8"), std::pair("auto", "w3a8")}) {
-    auto o = options_of(dir / "in.oq", dir / "whole.oq", method, scheme);
+    auto o = small_run(dir / "in.oq", dir / "whole.oq", method, scheme);
     calibrate::calibrate(o);
     fs::remove(dir / "resumed.oq");
     o.output = dir / "resumed.oq";
@@ -128,7 +102,7 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
 TEST_CASE("weak columns are stored in the type that was asked for") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
-  auto o = options_of(dir / "in.oq", dir / "out.oq", "owq", "w3a16");
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "owq", "w3a16");
   const auto error_of = [&](bool bf16) {
     o.weak_bf16 = bf16;
     double sum = 0;
@@ -152,7 +126,7 @@ void for_learners(const TempDir& dir, const char* scheme,
     test::make_tiny_oq(dir / "in.oq", tiny);
     for (const char* method : {"omniquant", "abq"}) {
       CAPTURE(method);
-      f(options_of(dir / "in.oq", dir / "a.oq", method, scheme), config);
+      f(small_run(dir / "in.oq", dir / "a.oq", method, scheme), config);
     }
   }
 }
@@ -177,7 +151,7 @@ TEST_CASE("learning lowers the loss of every block, in every variant") {
 TEST_CASE("a learned file computes what was learned, in batches or not, on one thread or two") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
-  auto o = options_of(dir / "in.oq", dir / "a.oq", "omniquant", "w3a8q6kv6");
+  auto o = small_run(dir / "in.oq", dir / "a.oq", "omniquant", "w3a8q6kv6");
   o.learning.batch = 2;
   calibrate::calibrate(o);
   o.output = dir / "b.oq";
@@ -207,7 +181,7 @@ TEST_CASE("as the references do it is another result, which runs as well") {
 TEST_CASE("a loss that is not finite says where, and what to lower") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
-  auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w3a16");
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "omniquant", "w3a16");
   o.learning.transform = true;
   o.learning.transform_rate = 1e38;
   const std::string text = refusal(o);
@@ -221,7 +195,7 @@ TEST_CASE("knowing the inputs beats rounding to nearest where it is measured") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
   const auto error = [&](const char* method) {
-    const auto o = options_of(dir / "in.oq", dir / (std::string(method) + ".oq"), method, "w3a16");
+    const auto o = small_run(dir / "in.oq", dir / (std::string(method) + ".oq"), method, "w3a16");
     double sum = 0;
     for (const auto& l : calibrate::calibrate(o).linears) sum += l.output_error;
     return sum;
@@ -235,7 +209,7 @@ TEST_CASE("what cannot be calibrated is refused before any work") {
   test::TinyOq packed;
   packed.scheme = "w4a16";
   test::make_tiny_oq(dir / "packed.oq", packed);
-  const auto base = options_of(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
+  const auto base = small_run(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
   const auto with = [&](auto change) {
     auto o = base;
     change(o);
@@ -245,6 +219,7 @@ TEST_CASE("what cannot be calibrated is refused before any work") {
   CHECK(with([&](O& o) { o.input = dir / "packed.oq"; }).find("quantized already") !=
         std::string::npos);
   CHECK(with([](O& o) { o.window = 701; }).find("context") != std::string::npos);
+  CHECK(with([](O& o) { o.windows = 0; }).find("windows") != std::string::npos);
   CHECK(with([](O& o) { o.method = "magic"; }).find("rtn, smoothquant") != std::string::npos);
   CHECK(with([](O& o) { o.method = "act-only"; }).find("act-only") != std::string::npos);
   CHECK(with([](O& o) { o.scheme = Scheme::parse("w16a8"); }).find("act-only") !=
@@ -255,12 +230,17 @@ TEST_CASE("what cannot be calibrated is refused before any work") {
         std::string::npos);
   CHECK(with([&](O& o) { o.output = o.input; }).find("input itself") != std::string::npos);
   CHECK(fs::exists(dir / "out.oq") == false);
+  CHECK(with([](O& o) {
+          o.method = "rtn";  // which sees no window
+          o.text = "";
+          o.window = 701;
+        }) == "calibrated");
 }
 
 TEST_CASE("a report is one page with a chart of every type of linear") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
-  auto o = options_of(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
   const auto result = calibrate::calibrate(o);
   const calibrate::Measured measured = {
       .text = "a text", .windows = 3, .window = 24, .before = 20.5, .after = 21.25};
@@ -283,10 +263,25 @@ TEST_CASE("a report is one page with a chart of every type of linear") {
 TEST_CASE("a report of a learned file has the loss of every block") {
   const TempDir dir;
   test::make_tiny_oq(dir / "in.oq");
-  const auto o = options_of(dir / "in.oq", dir / "out.oq", "omniquant", "w4a16");
+  const auto o = small_run(dir / "in.oq", dir / "out.oq", "omniquant", "w4a16");
   const auto result = calibrate::calibrate(o);
   calibrate::write_report(dir / "report.html", o, ModelConfig::load(*File::open(o.input)), result);
   const std::string html = bytes_of(dir / "report.html");
   CHECK(html.find("Loss of each block") != std::string::npos);
   CHECK(html.find(fmt::format("{:.4g}", result.losses[1].back())) != std::string::npos);
+  CHECK(html.find("as chosen") == std::string::npos);  // nothing was
+}
+
+TEST_CASE("what auto chose is told apart from the losses of epochs") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "auto", "w3a16");
+  o.learning.aug_loss = true;  // a loss of another kind than the error
+  const auto result = calibrate::calibrate(o);
+  REQUIRE(result.losses.size() == 2);
+  for (const auto& losses : result.losses) CHECK(losses.size() == 2);
+  REQUIRE(result.output_errors.size() == 2);
+  for (const double e : result.output_errors) CHECK((e > 0 && e < 1));
+  calibrate::write_report(dir / "report.html", o, ModelConfig::load(*File::open(o.input)), result);
+  CHECK(bytes_of(dir / "report.html").find("as chosen") != std::string::npos);
 }

@@ -34,12 +34,14 @@ std::vector<float> random_row(size_t n, uint32_t seed, double shift = 0) {
   return row;
 }
 
-double error_of(std::span<const float> row, double scale, int zero, int max_code) {
+double error_of(std::span<const float> row, double scale, int zero, int max_code,
+                std::span<const float> importance = {}) {
   double sum = 0;
-  for (float w : row) {
-    const double t =
-        std::clamp(std::nearbyint(double(float(w / float(scale)))) + zero, 0.0, double(max_code));
-    sum += std::pow(std::fabs(double(w) - scale * (t - zero)), 2.4);
+  for (size_t i = 0; i < row.size(); ++i) {
+    const double t = std::clamp(std::nearbyint(double(float(row[i] / float(scale)))) + zero, 0.0,
+                                double(max_code));
+    const double e = std::fabs(double(row[i]) - scale * (t - zero));
+    sum += importance.empty() ? std::pow(e, 2.4) : double(importance[i]) * e * e;
   }
   return sum;
 }
@@ -122,6 +124,9 @@ TEST_CASE("mse: no grid of those tried is better") {
           CAPTURE(symmetric);
           CAPTURE(seed);
           const auto row = random_row(30 + 40 * seed, seed, seed < 3 ? 0 : 1.5);
+          std::vector<float> importance;
+          if (seed % 3 == 1) importance = random_row(row.size(), seed + 100);
+          for (float& h : importance) h = h * h;
           GridOptions o = options_of(bits, symmetric, Tuning::mse);
           o.fp32_scales = fp32;
           const int steps = seed % 2 == 0 ? 40 : 100, top = (1 << bits) - 1;
@@ -135,11 +140,11 @@ TEST_CASE("mse: no grid of those tried is better") {
             if (!fp32) scale = to_float(to_f16(scale));
             for (int zero = symmetric ? o.packing.zero : 0;
                  zero <= (symmetric ? o.packing.zero : top); ++zero) {
-              best = std::min(best, error_of(row, double(scale), zero, top));
+              best = std::min(best, error_of(row, double(scale), zero, top, importance));
             }
           }
-          const Grid g = fit_grid(row, o, steps);
-          CHECK(error_of(row, double(g.scale), g.zero, top) <= best * (1 + 1e-5));
+          const Grid g = fit_grid(row, o, steps, importance);
+          CHECK(error_of(row, double(g.scale), g.zero, top, importance) <= best * (1 + 1e-5));
           const double ratio = double(g.scale) / full * steps;  // a scale that was to be tried
           CHECK(std::fabs(ratio - std::nearbyint(ratio)) < (fp32 ? 1e-3 : 0.1));
         }

@@ -108,6 +108,65 @@ TEST_CASE("weak columns are neither quantized nor in the range, forwards and bac
   }
 }
 
+TEST_CASE("a start that knows the size of inputs loses less of the output") {
+  ThreadPool pool(2);
+  const Matrix w = random_matrix(12, 96, 3);
+  std::vector<float> importance = normals(96, 4);
+  for (float& h : importance) h = std::exp(2 * h);
+  for (const uint32_t group : {0u, 32u}) {
+    const GridOptions options{.packing = {.bits = 3, .group = group}, .tuning = Tuning::mse};
+    const auto loss = [&](std::span<const float> known) {
+      WeightQuantizer quantizer(12, 96, options.packing);
+      Matrix out(12, 96);
+      quantizer.forward(pool, w, quantizer.searched(pool, w, options, known), out);
+      double sum = 0;
+      for (int64_t r = 0; r < 12; ++r) {
+        for (int64_t k = 0; k < 96; ++k) {
+          sum += double(importance[size_t(k)]) * std::pow(out(r, k) - w(r, k), 2);
+        }
+      }
+      return sum;
+    };
+    CHECK(loss(importance) < 0.9 * loss({}));
+  }
+}
+
+TEST_CASE("with bounds apart, a clipped weight moves its own end alone, and others both") {
+  ThreadPool pool(1);
+  const Packing packing{.bits = 3};
+  const Matrix w = random_matrix(1, 64, 5);
+  const Clipping clipping(1, 1, 0.3f);  // keeps 57 %
+  const auto gradients = [&](WeightQuantizer::Bounds bounds, auto takes_part) {
+    WeightQuantizer quantizer(1, 64, packing, true, bounds);
+    Matrix out(1, 64), d(1, 64);
+    quantizer.forward(pool, w, clipping, out);
+    const auto [low, high] = std::minmax_element(out.values().begin(), out.values().end());
+    const float step = quantizer.scales()(0, 0);
+    int64_t count = 0;
+    for (int64_t k = 0; k < 64; ++k) {
+      const int side = w(0, k) > *high + step / 2 ? 1 : w(0, k) < *low - step / 2 ? -1 : 0;
+      if (!takes_part(side)) continue;
+      d(0, k) = side == 0 ? w(0, k) : 1;
+      ++count;
+    }
+    REQUIRE(count > 2);
+    Clipping slope(1, 1, 0);
+    quantizer.backward(pool, w, clipping, d, slope, false);
+    return std::tuple(slope.upper(0, 0), slope.lower(0, 0), float(count));
+  };
+  const auto [least, most] = std::minmax_element(w.values().begin(), w.values().end());
+  const float kept = 1 / (1 + std::exp(-0.3f)), slope = kept * (1 - kept);
+  using Bounds = WeightQuantizer::Bounds;
+  const auto [top_upper, top_lower, top] = gradients(Bounds::apart, [](int s) { return s > 0; });
+  CHECK(top_upper == doctest::Approx(top * *most * slope));
+  CHECK(top_lower == 0);
+  const auto [low_upper, low_lower, low] = gradients(Bounds::apart, [](int s) { return s < 0; });
+  CHECK(low_upper == 0);
+  CHECK(low_lower == doctest::Approx(low * *least * slope));
+  const auto inside = [](int s) { return s == 0; };
+  CHECK(gradients(Bounds::apart, inside) == gradients(Bounds::together, inside));
+}
+
 TEST_CASE("learned codes stand for the learned weights bit for bit") {
   ThreadPool pool(2);
   for (const bool symmetric : {false, true}) {
@@ -240,6 +299,12 @@ TEST_CASE("AdamW's first steps are those of the paper's formulas") {
   const double m = 0.9 * 0.05 - 0.05, v = 0.999 * 0.00025 + 0.00025;
   const double step = 0.01 * (m / (1 - 0.81)) / (std::sqrt(v / (1 - 0.998001)) + 1e-8);
   CHECK(x[0] == doctest::Approx(0.99 - step).epsilon(1e-6));
+  std::vector<float> half = {1};
+  const std::vector<float> slope = {0.5f};
+  AdamW slower;
+  slower.add("b", half, slope, 0.01);
+  slower.step(0.5);
+  CHECK(half[0] == doctest::Approx(1 - 0.005));
   g[1] = NAN;
   CHECK_THROWS_WITH_AS(adam.step(), doctest::Contains("a: a gradient is not finite"), Error);
 }

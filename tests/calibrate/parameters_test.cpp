@@ -8,14 +8,15 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include "tests/calibrate/small_run.h"
 #include "tests/convert/golden_models.h"
 #include "tests/convert/torch_archive.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
 #include "tools/calibrate/block.h"
-#include "tools/calibrate/options.h"
 
 using namespace oq;
+using test::refusal;
 using test::TempDir;
 namespace fs = std::filesystem;
 
@@ -24,17 +25,8 @@ namespace {
 /// A run that learns and saves.
 calibrate::Options learning(const fs::path& in, const TempDir& dir, const char* method,
                             const char* scheme) {
-  calibrate::Options o;
-  o.input = in;
-  o.output = dir / "learned.oq";
-  o.method = method;
-  o.scheme = Scheme::parse(scheme);
-  o.text = "self";
-  o.windows = 3;
-  o.window = 24;
+  calibrate::Options o = test::small_run(in, dir / "learned.oq", method, scheme);
   o.seed = 7;
-  o.threads = 2;
-  o.learning.epochs = 2;
   o.learning.transform = true;
   o.save_parameters = dir / "p.safetensors";
   return o;
@@ -52,16 +44,6 @@ calibrate::Options applying(calibrate::Options o, const TempDir& dir) {
   return o;
 }
 
-std::string refusal(const calibrate::Options& o) {
-  try {
-    calibrate::calibrate(o);
-  } catch (const Error& e) {
-    CHECK_FALSE(fs::exists(o.output));
-    return e.what();
-  }
-  return "calibrated";
-}
-
 void check_says(const std::string& text, std::initializer_list<const char*> parts) {
   for (const std::string part : parts) {
     CAPTURE(text);
@@ -72,10 +54,27 @@ void check_says(const std::string& text, std::initializer_list<const char*> part
 
 ModelConfig config_of(const fs::path& model) { return ModelConfig::load(*File::open(model)); }
 
+/// A tiny model of which omniquant has learned at w3a16.
+struct LearnedModel {
+  LearnedModel() {
+    test::make_tiny_oq(dir / "in.oq");
+    calibrate::calibrate(o);
+  }
+
+  ModelConfig config() const { return config_of(dir / "in.oq"); }
+  calibrate::Parameters saved() const {
+    return calibrate::read_parameters(dir / "p.safetensors", config());
+  }
+
+  const TempDir dir;
+  const calibrate::Options o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
+};
+
 }  // namespace
 
 TEST_CASE("saved parameters make the file that learning them made, in every variant") {
   const TempDir dir;
+  bool faithful = false;
   for (const ModelConfig& config : test::variant_configs()) {
     test::TinyOq tiny;
     tiny.config = config;
@@ -83,23 +82,20 @@ TEST_CASE("saved parameters make the file that learning them made, in every vari
     for (const auto& [method, scheme] :
          {std::pair("omniquant", "w3a16g64"), std::pair("omniquant", "w4a4q4kv4"),
           std::pair("abq", "w2*a8")}) {
-      for (const bool faithful : {false, true}) {
-        auto o = learning(dir / "in.oq", dir, method, scheme);
-        o.learning.faithful = faithful;
-        calibrate::calibrate(o);
-        calibrate::calibrate(applying(o, dir));
-        CHECK(test::read_file(dir / "learned.oq") == test::read_file(dir / "applied.oq"));
-      }
+      auto o = learning(dir / "in.oq", dir, method, scheme);
+      o.learning.faithful = faithful;
+      faithful = !faithful;  // of three methods in a row: each meets both, in other variants
+      calibrate::calibrate(o);
+      calibrate::calibrate(applying(o, dir));
+      CHECK(test::read_file(dir / "learned.oq") == test::read_file(dir / "applied.oq"));
     }
   }
 }
 
 TEST_CASE("parameters say what they were learned from, and are saved again as they are") {
-  const TempDir dir;
-  test::make_tiny_oq(dir / "in.oq");
-  const auto o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
-  calibrate::calibrate(o);
-  const auto p = calibrate::read_parameters(dir / "p.safetensors", config_of(dir / "in.oq"));
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
+  const auto p = m.saved();
   CHECK(p.metadata.at("options") == "--method omniquant --scheme w3a16 --let");
   CHECK(p.metadata.at("seed") == "7");
   CHECK(p.metadata.at("text") == "self");
@@ -112,19 +108,17 @@ TEST_CASE("parameters say what they were learned from, and are saved again as th
   CHECK(p.blocks[1].at("q.upper").rows() == 120);
   CHECK(p.blocks[1].at("qkv.scale").cols() == 72);
 
-  auto again = applying(o, dir);
+  auto again = applying(m.o, dir);
   again.save_parameters = dir / "again.safetensors";
   calibrate::calibrate(again);
   CHECK(test::read_file(dir / "again.safetensors") == test::read_file(dir / "p.safetensors"));
 }
 
 TEST_CASE("parameters of something else are refused, with what was expected and found") {
-  const TempDir dir;
-  test::make_tiny_oq(dir / "in.oq");
-  const auto o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
-  calibrate::calibrate(o);
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
   const auto with = [&](auto change) {
-    auto other = applying(o, dir);
+    auto other = applying(m.o, dir);
     change(other);
     return refusal(other);
   };
@@ -142,23 +136,62 @@ TEST_CASE("parameters of something else are refused, with what was expected and 
   test::make_tiny_oq(dir / "other.oq", tiny);
   check_says(with([&](O& x) { x.input = dir / "other.oq"; }),
              {"another model", "expected", "found"});
-  auto unwritable = o;
+  CHECK_FALSE(fs::exists(dir / "applied.oq"));
+  auto unwritable = m.o;
   unwritable.output = dir / "x.oq";
   unwritable.save_parameters = dir / "none/p.safetensors";
   check_says(refusal(unwritable), {"none", "no such folder"});
+  unwritable.save_parameters = dir / "p.bin";
+  check_says(refusal(unwritable), {"p.bin", "NAME.safetensors"});
+}
+
+TEST_CASE("no file that is read, and none twice, is written") {
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
+  fs::copy_file(dir / "in.oq", dir / "in.safetensors");
+  const std::string model = test::read_file(dir / "in.oq");
+  const std::string parameters = test::read_file(dir / "p.safetensors");
+  auto o = m.o;
+  o.input = dir / "in.safetensors";
+  o.save_parameters = dir / "./in.safetensors";
+  check_says(refusal(o), {"is the input itself", "--save-params"});
+  o.save_parameters = o.output = dir / "new.safetensors";
+  check_says(refusal(o), {"is the output itself", "--save-params"});
+  o = applying(m.o, dir);
+  o.output = dir / "p.safetensors";
+  check_says(refusal(o), {"is the file of --params itself", "-o"});
+  fs::create_hard_link(dir / "in.oq", dir / "link.oq");
+  o = m.o;
+  o.output = dir / "link.oq";
+  check_says(refusal(o), {"is the input itself", "-o"});
+  CHECK(test::read_file(dir / "in.oq") == model);
+  CHECK(test::read_file(dir / "in.safetensors") == model);
+  CHECK(test::read_file(dir / "p.safetensors") == parameters);
+}
+
+TEST_CASE("what starts from 1 does not say that --alpha had a part in it") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  const auto says_alpha = [&](const char* scheme, bool faithful) {
+    auto o = learning(dir / "in.oq", dir, "omniquant", scheme);
+    o.learning.epochs = 0;
+    o.learning.faithful = faithful;
+    return calibrate::calibrate(o).options.find("--alpha") != std::string::npos;
+  };
+  CHECK_FALSE(says_alpha("w3a16", false));
+  CHECK(says_alpha("w3a16", true));
+  CHECK(says_alpha("w3a8", false));
 }
 
 TEST_CASE("damaged parameters are refused") {
-  const TempDir dir;
-  test::make_tiny_oq(dir / "in.oq");
-  const auto o = learning(dir / "in.oq", dir, "omniquant", "w3a16");
-  calibrate::calibrate(o);
-  const auto sound = calibrate::read_parameters(dir / "p.safetensors", config_of(dir / "in.oq"));
+  const LearnedModel m;
+  const TempDir& dir = m.dir;
+  const auto sound = m.saved();
   const auto with = [&](auto change) {
     calibrate::Parameters p = sound;
     change(p);
     calibrate::write_parameters(dir / "p.safetensors", p);
-    return refusal(applying(o, dir));
+    return refusal(applying(m.o, dir));
   };
   using P = calibrate::Parameters;
   using calibrate::Matrix;
@@ -179,8 +212,7 @@ TEST_CASE("damaged parameters are refused") {
   const std::string bytes = test::read_file(dir / "p.safetensors");
   for (size_t n = 0; n < bytes.size(); n += n < 3000 ? 7 : 1009) {
     test::write_file(dir / "cut.safetensors", bytes.substr(0, n));
-    CHECK_THROWS_AS(calibrate::read_parameters(dir / "cut.safetensors", config_of(dir / "in.oq")),
-                    Error);
+    CHECK_THROWS_AS(calibrate::read_parameters(dir / "cut.safetensors", m.config()), Error);
   }
 }
 
@@ -331,4 +363,47 @@ TEST_CASE("transformations start from OmniQuant's measured ranges") {
   o.input = dir / "other.oq";
   o.output = dir / "x.oq";
   check_says(refusal(o), {"another model"});
+}
+
+TEST_CASE("measured ranges are held to all blocks before any work") {
+  const TempDir dir;
+  test::to_oq(test::golden("families/opt"), dir / "in.oq");
+  const ModelConfig config = config_of(dir / "in.oq");
+  const auto scales = test::golden("omniquant/opt/act_scales.pt");
+  const auto says = [&](const fs::path& largest, const fs::path& middle,
+                        const ModelConfig& model) -> std::string {
+    try {
+      calibrate::read_input_ranges(largest, middle, model);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "read";
+  };
+  CHECK(says(scales, scales, config) == "read");
+  ModelConfig other = config;
+  other.blocks = 3;
+  check_says(says(scales, "", other), {"act_scales.pt, blocks.2.", "found none", "another model"});
+  other = config;
+  other.mlp = 60;  // down alone is of another size
+  check_says(says(scales, "", other),
+             {"act_scales.pt, blocks.0.down", "expected 60, found 58", "another model"});
+  // The last block lacks one, of the shifts.
+  std::vector<std::pair<std::string, std::string>> items;
+  std::vector<std::string> storages;
+  const auto add = [&](int block, const std::string& linear, uint64_t size) {
+    const std::string own = test::storage("FloatStorage", std::to_string(storages.size()), size);
+    items.emplace_back(fmt::format("model.decoder.layers.{}.{}", block, linear),
+                       test::tensor(own, 0, {size}, {1}));
+    storages.emplace_back(4 * size, '\0');
+  };
+  for (int block = 0; block < 2; ++block) {
+    for (const char* linear : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
+      add(block, std::string("self_attn.") + linear, 44);
+    }
+    add(block, "fc1", 44);
+    if (block == 0) add(block, "fc2", 58);
+  }
+  test::write_file(dir / "shifts.pt", test::torch_bytes(test::pickle(test::dict(items)), storages));
+  check_says(says(scales, dir / "shifts.pt", config),
+             {"shifts.pt, blocks.1.down", "expected 58, found none"});
 }

@@ -7,9 +7,9 @@
 
 #include <doctest/doctest.h>
 
+#include "tests/calibrate/small_run.h"
 #include "tests/process.h"
 #include "tests/tiny_oq.h"
-#include "tools/calibrate/options.h"
 
 using namespace oq;
 using namespace oq::test;
@@ -44,31 +44,12 @@ void overwrite(const fs::path& path, const std::string& tensor, T value) {
   write_file(path, bytes);
 }
 
-std::string refusal(const fs::path& in, const fs::path& out, const std::string& method) {
-  calibrate::Options o;
-  o.input = in;
-  o.output = out;
-  o.method = method;
-  o.scheme = Scheme::parse(method == "awrq" ? "w4a8" : "w4a16");
-  o.text = "self";
-  o.windows = 2;
-  o.window = 16;
-  o.threads = 1;
-  if (method == "owq") o.weak_columns = 4;
-  try {
-    calibrate::calibrate(o);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "calibrated";
-}
-
 }  // namespace
 
 TEST_CASE("a killed run that is resumed comes to the bytes of one that was not") {
   const TempDir dir;
   TinyOq tiny;
-  tiny.config.blocks = 40;
+  tiny.config.blocks = 20;
   make_tiny_oq(dir / "in.oq", tiny);
   const ProcessResult whole = run(arguments(dir / "in.oq", dir / "whole.oq"));
   REQUIRE_MESSAGE(whole.code == 0, whole.err);
@@ -96,7 +77,7 @@ TEST_CASE("learning that is killed in the middle of a block is resumed to the sa
   const auto learn = [&](const fs::path& out) {
     auto args = arguments(dir / "in.oq", out);
     args[5] = "omniquant";
-    for (const char* more : {"--epochs", "120", "--save-params"}) args.emplace_back(more);
+    for (const char* more : {"--epochs", "40", "--save-params"}) args.emplace_back(more);
     args.push_back(out.string() + ".safetensors");
     return args;
   };
@@ -122,11 +103,14 @@ TEST_CASE("learning that is killed in the middle of a block is resumed to the sa
 
 TEST_CASE("a weight or an input that is not finite is named") {
   const TempDir dir;
+  const auto run_of = [&](const fs::path& in, const std::string& method) {
+    return small_run(in, dir / "out.oq", method, method == "awrq" ? "w4a8" : "w4a16");
+  };
   for (const char* method : {"rtn", "gptq", "owq", "awrq", "omniquant"}) {
     CAPTURE(method);
     make_tiny_oq(dir / "weight.oq");
     overwrite(dir / "weight.oq", "blocks.1.up", f16{0x7e00});
-    const std::string weight = refusal(dir / "weight.oq", dir / "out.oq", method);
+    const std::string weight = refusal(run_of(dir / "weight.oq", method));
     CAPTURE(weight);
     CHECK(weight.find("blocks.1.up") != std::string::npos);
     CHECK(weight.find("finite") != std::string::npos);
@@ -134,7 +118,7 @@ TEST_CASE("a weight or an input that is not finite is named") {
     if (std::string(method) == "rtn") continue;  // which sees no input
     make_tiny_oq(dir / "norm.oq");
     overwrite(dir / "norm.oq", "blocks.1.mlp_norm", std::numeric_limits<float>::infinity());
-    const std::string norm = refusal(dir / "norm.oq", dir / "out.oq", method);
+    const std::string norm = refusal(run_of(dir / "norm.oq", method));
     CAPTURE(norm);
     CHECK(norm.find("blocks.1.") != std::string::npos);
     CHECK(norm.find("finite") != std::string::npos);

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <random>
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
 #include "runtime/decoder.h"
 #include "tests/support.h"
@@ -36,6 +38,18 @@ std::shared_ptr<const File> make(const fs::path& path, const ModelConfig& config
   tiny.weak_columns = 3;
   tiny.seed = seed;
   return test::make_tiny_oq(path, tiny);
+}
+
+void write_weak(const fs::path& path, const File& base, const WeakWeights& weights) {
+  Writer out(path, weights.size(), kWeakMetadataRoom);
+  write_weak_file(out, base, weights, {});
+}
+
+/// Turns a bit of a byte of a file.
+void flip(const fs::path& path, uint64_t offset) {
+  std::string bytes = test::read_file(path);
+  bytes.at(offset) = char(bytes.at(offset) ^ 1);
+  test::write_file(path, bytes);
 }
 
 /// The same loss from the runtime.
@@ -163,7 +177,7 @@ TEST_CASE("weak columns of another file, and damaged ones, are refused") {
     CHECK_THROWS_WITH_AS(open_with_weak(dir / model, dir / weak), doctest::Contains(says), Error);
   };
   calibrate::WeakTuner tuner(base, 32, 1);
-  write_weak_file(dir / "weak.oq", *base, tuner.weights(), {});
+  write_weak(dir / "weak.oq", *base, tuner.weights());
   CHECK(open_with_weak(dir / "m.oq", dir / "weak.oq")->tensor("blocks.0.q").crc ==
         base->tensor("blocks.0.q").crc);  // nothing was tuned
   make(dir / "other.oq", test::tiny_config(), "w3a16", 2);
@@ -176,19 +190,18 @@ TEST_CASE("weak columns of another file, and damaged ones, are refused") {
     test::write_file(dir / "cut.oq", bytes.substr(0, n));
     CHECK_THROWS_AS(open_with_weak(dir / "m.oq", dir / "cut.oq"), Error);
   }
-  std::string flipped = bytes;
-  flipped[flipped.size() - 70] = char(flipped[flipped.size() - 70] ^ 1);
-  test::write_file(dir / "flipped.oq", flipped);
+  test::write_file(dir / "flipped.oq", bytes);
+  flip(dir / "flipped.oq", bytes.size() - 70);
   CHECK_THROWS_AS(open_with_weak(dir / "m.oq", dir / "flipped.oq"), Error);
 
   auto weights = tuner.weights();
   weights["blocks.0.q"].pop_back();
-  CHECK_THROWS_WITH_AS(write_weak_file(dir / "x.oq", *base, weights, {}),
-                       doctest::Contains("blocks.0.q"), Error);
+  CHECK_THROWS_WITH_AS(write_weak(dir / "x.oq", *base, weights), doctest::Contains("blocks.0.q"),
+                       Error);
   weights = tuner.weights();
   weights["blocks.0.q"][4] = 1e9f;
-  CHECK_THROWS_WITH_AS(write_weak_file(dir / "x.oq", *base, weights, {}),
-                       doctest::Contains("does not fit"), Error);
+  CHECK_THROWS_WITH_AS(write_weak(dir / "x.oq", *base, weights), doctest::Contains("does not fit"),
+                       Error);
 
   // A sound file for this very model, with what it must not hold.
   const std::string identity =
@@ -227,4 +240,127 @@ TEST_CASE("what cannot be tuned is refused") {
   CHECK_THROWS_WITH_AS(calibrate::tune_weak(same, {.steps = 1}), doctest::Contains("input itself"),
                        Error);
   CHECK_FALSE(fs::exists(dir / "weak.oq"));
+}
+
+TEST_CASE("damage of the model does not vanish behind tuned columns") {
+  const TempDir dir;
+  const auto base = make(dir / "m.oq", test::tiny_config(), "w3a16");
+  write_weak(dir / "weak.oq", *base, calibrate::WeakTuner(base, 32, 1).weights());
+  flip(dir / "m.oq", base->tensor("blocks.1.down").offset);  // a code
+  for (const Pages pages : {Pages::ordinary, Pages::huge}) {
+    CHECK_THROWS_WITH_AS(open_with_weak(dir / "m.oq", dir / "weak.oq", pages),
+                         doctest::Contains("blocks.1.down"), Error);
+  }
+}
+
+namespace {
+
+/// Within this, the process may have only so many more bytes of private memory that it can write.
+class DataLimit {
+ public:
+  explicit DataLimit(uint64_t more) {
+    getrlimit(RLIMIT_DATA, &before_);
+    rlimit limit = before_;
+    limit.rlim_cur = used() + more;
+    setrlimit(RLIMIT_DATA, &limit);
+  }
+  ~DataLimit() { setrlimit(RLIMIT_DATA, &before_); }
+
+ private:
+  static uint64_t used() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);) {
+      if (line.rfind("VmData:", 0) == 0) return std::stoull(line.substr(7)) << 10;
+    }
+    return 0;
+  }
+
+  rlimit before_ = {};
+};
+
+}  // namespace
+
+TEST_CASE("a model with tuned columns takes memory for these alone") {
+  const TempDir dir;
+  const auto tiny = make(dir / "tiny.oq", test::tiny_config(), "w3a16");
+  constexpr uint64_t kMega = 1 << 20;
+  {
+    const TensorInfo& q = tiny->tensor("blocks.0.q");
+    Writer out(dir / "m.oq", 2);
+    out.add({.name = "large", .kind = Kind::bytes, .rows = 1, .cols = 64 * kMega},
+            std::vector<std::byte>(64 * kMega));
+    out.add({.name = q.name, .kind = q.kind, .rows = q.rows, .cols = q.cols, .packing = q.packing},
+            tiny->data(q));
+    out.finish();
+  }
+  const auto large = File::open(dir / "m.oq");
+  write_weak(dir / "weak.oq", *large, {{"blocks.0.q", std::vector<float>(120 * 3, 0.5f)}});
+  const DataLimit limit(32 * kMega);
+  const auto tuned = open_with_weak(dir / "m.oq", dir / "weak.oq");
+  CHECK(tuned->packed(tuned->tensor("blocks.0.q")).weak_weight(0, 0) == 0.5f);
+}
+
+TEST_CASE("windows beyond the model's context are refused before any work") {
+  const TempDir dir;
+  for (const size_t variant : {0, 4, 6}) {  // learned positions, ALiBi, RoPE
+    const ModelConfig config = test::variant_configs()[variant];
+    make(dir / "m.oq", config, "w3a16");
+    auto o = options_of(dir);
+    o.window = config.context + 1;
+    for (const char* text : {"self", "none.txt"}) {
+      o.text = text;
+      CHECK_THROWS_WITH_AS(calibrate::tune_weak(o, {.steps = 1}), doctest::Contains("--window 701"),
+                           Error);
+    }
+    o.window = 1;
+    CHECK_THROWS_WITH_AS(calibrate::tune_weak(o, {.steps = 1}), doctest::Contains("2 tokens"),
+                         Error);
+  }
+}
+
+TEST_CASE("an output that cannot be written is found before the work") {
+  const TempDir dir;
+  make(dir / "m.oq", test::tiny_config(), "w3a16");
+  auto o = options_of(dir);
+  o.output = dir / "none/weak.oq";
+  int shown = 0;
+  const auto count = [&](double, double, std::string_view) { ++shown; };
+  CHECK_THROWS_WITH_AS(calibrate::tune_weak(o, {.steps = 1}, {.progress = count, .notice = {}}),
+                       doctest::Contains("cannot be created"), Error);
+  CHECK(shown == 0);
+}
+
+TEST_CASE("only windows that are trained on are drawn and measured, and all of it is shown") {
+  const TempDir dir;
+  make(dir / "m.oq", test::tiny_config(), "w3a16");
+  auto o = options_of(dir);
+  o.windows = 50;
+  std::vector<std::string> shown;
+  double last = 0;
+  const auto show = [&](double done, double total, std::string_view what) {
+    if (what.find("writing") != std::string_view::npos) return;  // the text
+    shown.emplace_back(what);
+    CHECK(done > last);
+    CHECK(total == 2 * 3 + 4 * 3);
+    last = done;
+  };
+  calibrate::tune_weak(o, {.steps = 3, .rate = 5e-3}, {.progress = show, .notice = {}});
+  CHECK(shown.size() == 3 + 3 + 3);
+  CHECK(shown.front() == "measuring the loss");
+  CHECK(shown[3].rfind("step 1, loss", 0) == 0);
+  CHECK(last == 2 * 3 + 4 * 3);
+  const auto options = File::open(o.output)->metadata().get<std::string>("calibration.options");
+  CHECK(options.find("--windows 3 ") != std::string::npos);
+}
+
+TEST_CASE("tuning that did not lower the loss says so") {
+  const TempDir dir;
+  make(dir / "m.oq", test::tiny_config(), "w3a16");
+  std::string noticed;
+  const auto notice = [&](std::string_view text) { noticed += text; };
+  const auto result = calibrate::tune_weak(options_of(dir), {.steps = 4, .rate = 0.9},
+                                           {.progress = {}, .notice = notice});
+  REQUIRE(result.after > result.before);
+  CHECK(noticed.find("did not fall") != std::string::npos);
+  CHECK(noticed.find("--tune-lr") != std::string::npos);
 }

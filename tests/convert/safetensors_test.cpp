@@ -119,3 +119,18 @@ TEST_CASE("safetensors made to hurt") {
   check_refused(file_of(first + R"("a":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", 12),
                 "twice");
 }
+
+TEST_CASE("what is written is read again, names that are no UTF-8 with a mark in their place") {
+  const test::TempDir dir;
+  const std::vector<float> values = {1, 2};
+  const SafeTensor tensor = {
+      .name = "a", .dtype = "F32", .shape = {1, 2}, .data = std::as_bytes(std::span(values))};
+  write_safetensors(dir / "x.safetensors", std::span(&tensor, 1), {{"text", "caf\xE9.txt"}});
+  const std::string bytes = test::read_file(dir / "x.safetensors");
+  SafeMetadata metadata;
+  const auto tensors = read_safetensors(std::as_bytes(std::span(bytes)), "x", &metadata);
+  REQUIRE(tensors.size() == 1);
+  CHECK(tensors[0].name == "a");
+  CHECK(std::equal(tensor.data.begin(), tensor.data.end(), tensors[0].data.begin()));
+  CHECK(metadata.at("text") == "caf\uFFFD.txt");
+}

@@ -1,5 +1,7 @@
 /// Tensors on their way to the device, in pieces much smaller than they are.
 
+#include <cmath>
+
 #include <doctest/doctest.h>
 
 #include "runtime/backend/cuda/weight.h"
@@ -56,5 +58,48 @@ TEST_CASE("an upload in many pieces is an upload in one") {
       CHECK(product(std::get<cuda::PackedMatrix>(a[i]->matrix)) == expected);
       CHECK(product(std::get<cuda::PackedMatrix>(b[i]->matrix)) == expected);
     }
+  }
+}
+
+TEST_CASE("weights made on the device have the deviation that was asked for") {
+  const TempDir dir;
+  cuda::Stream stream;
+  for (const char* name : {"w2a16", "w3a16g32", "w2*a16g32", "w4sa16g64", "w8a16g128", "w16a16"}) {
+    const std::string scheme = name;
+    CAPTURE(scheme);
+    const bool packs = scheme != "w16a16";
+    const auto file =
+        make_tiny_oq(dir / "tiny.oq", {.scheme = scheme, .weak_columns = packs ? 3u : 0u});
+    CudaUploader uploader(stream);
+    const TensorInfo& info = file->tensor("blocks.0.up");
+    std::span<const uint32_t> weak;
+    if (packs) weak = file->packed(info).weak_indices();
+    const auto w = uploader.make(info, 0.25f, weak), again = uploader.make(info, 0.25f, weak);
+    const auto other = uploader.make(file->tensor("blocks.1.up"), 0.25f, weak);
+    const auto rows = int(info.rows), cols = int(info.cols);
+    const auto values = [&](const CudaWeight& weight) {
+      std::vector<int32_t> index(info.rows);
+      for (int i = 0; i < rows; ++i) index[size_t(i)] = i;
+      const cuda::Memory indices = cuda::uploaded(stream, std::span<const int32_t>(index));
+      const DeviceRows out(stream, rows, cols);
+      std::visit(
+          [&](const auto& m) {
+            cuda::lookup(stream,
+                         cuda::LookupArgs<std::decay_t<decltype(m)>>{
+                             m, indices.as<int32_t>(), rows, false, out.data(), out.stride()});
+          },
+          weight.matrix);
+      return out.read();
+    };
+    const auto a = values(*w);
+    double sum = 0, square = 0;
+    for (const float v : a) sum += double(v), square += double(v) * double(v);
+    const auto n = double(a.size());
+    CHECK(std::fabs(sum / n) < 0.06);
+    CHECK(std::sqrt(square / n) > 0.22);
+    CHECK(std::sqrt(square / n) < 0.28);
+    CHECK(values(*again) == a);
+    CHECK(values(*other) != a);
+    uploader.finish();
   }
 }

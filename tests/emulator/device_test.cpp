@@ -329,6 +329,27 @@ TEST_CASE("a step is run, then captured, then replayed without its kernels being
   CHECK(asked(6) == 0);
 }
 
+TEST_CASE("a model whose weights are made on the device decodes, and is the same every time") {
+  const TempDir dir;
+  ModelConfig experts = tiny_config();
+  experts.experts = 3;
+  experts.experts_used = 2;
+  const auto file =
+      make_tiny_oq(dir / "tiny.oq", {.scheme = "w3a16g64", .weak_columns = 2, .config = experts});
+  const auto random = [](const TensorInfo& t) { return t.kind == Kind::f32 ? 0.0f : 0.1f; };
+  const auto logits = [&](CudaOptions options) {
+    Decoder decoder(file, make_cuda_backend(std::move(options)), kOptions);
+    CHECK(decoder.backend().device_bytes() > 0);
+    const std::vector<int32_t> tokens = {1, 2, 3};
+    const auto out = decoder.feed(tokens);
+    return std::vector<float>(out.begin(), out.end());
+  };
+  const auto made = logits({.random = random});
+  CHECK(made == logits({.random = random}));
+  CHECK(made != logits({}));
+  for (const float x : made) CHECK(std::isfinite(x));
+}
+
 TEST_CASE("a decoded token takes 5 launches a block, with experts 8") {
   const TempDir dir;
   for (const ModelConfig& variant : variant_configs()) {

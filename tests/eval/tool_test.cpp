@@ -230,18 +230,65 @@ TEST_CASE("oq-calibrate refuses what it could not measure or report before it ca
   }
 }
 
-TEST_CASE("oq-calibrate --method auto refuses the flags that it does not read") {
+TEST_CASE("oq-calibrate refuses, by name, the flags that a method does not read") {
   const Models& m = models();
   const TempDir dir;
-  const std::string made = dir / "auto.oq";
-  for (const std::string flag : {"--true-sequential", "--layers=q,down", "--paper-counts"}) {
-    CAPTURE(flag);
-    const ProcessResult r = run({tool("oq-calibrate"), m.f16, "-o", made, "--method", "auto",
+  const std::string made = dir / "made.oq";
+  for (const auto& [method, flag, says] :
+       {std::tuple("auto", "--true-sequential", "--true-sequential is for"),
+        std::tuple("auto", "--layers=q,down", "--layers is for"),
+        std::tuple("auto", "--paper-counts", "--paper-counts is for"),
+        std::tuple("rtn", "--true-sequential", "gptq, owq, awrq, not for rtn"),
+        std::tuple("rtn", "--layers=q", "owq, not for rtn"),
+        std::tuple("rtn", "--damp=0.1", "not for rtn"),
+        std::tuple("rtn", "--alpha=0.3", "--alpha is read"),
+        std::tuple("gptq", "--target-bits=3.1", "owq, auto, not for gptq"),
+        std::tuple("gptq", "--no-let", "--let is for"),
+        std::tuple("omniquant", "--no-act-order", "--act-order is for"),
+        std::tuple("abq", "--aug-loss", "omniquant, auto, not for abq"),
+        std::tuple("omniquant", "--min-scale=0.1", "--min-scale is read with --smooth only"),
+        std::tuple("omniquant", "--alpha=0.3", "--alpha is read"),
+        std::tuple("owq", "--weak-type=bf16", "--weak-type is read"),
+        std::tuple("auto", "--weak-type=bf16", "--weak-type is read"),
+        std::tuple("act-only", "--tuning=mse", "not for act-only"),
+        std::tuple("gptq", "--epochs=3", "not for gptq"),
+        std::tuple("gptq", "--faithful", "not for gptq"),
+        std::tuple("auto", "--save-params=p.safetensors", "not for auto"),
+        std::tuple("rtn", "--max-windows=3", "--perplexity"),
+        std::tuple("rtn", "--tune-lr=0.1", "--tune-weak")}) {
+    const std::string given = flag;
+    CAPTURE(given);
+    const ProcessResult r = run({tool("oq-calibrate"), m.f16, "-o", made, "--method", method,
                                  "--scheme", "w3a16", "--text", m.text, "--window", "32", flag});
     CHECK(r.code == 2);
-    CHECK_MESSAGE(r.err.find("not for auto") != std::string::npos, r.err);
+    CHECK_MESSAGE(r.err.find(says) != std::string::npos, r.err);
     CHECK_FALSE(std::filesystem::exists(made));
   }
+}
+
+TEST_CASE("oq-calibrate refuses flags of learning that have nothing to do beside others") {
+  const Models& m = models();
+  const TempDir dir;
+  const std::string made = dir / "made.oq", file = dir / "x.pt";
+  write_file(file, "never read");
+  const auto refused = [&](std::vector<std::string> flags, const char* says) {
+    flags.insert(flags.begin(), {tool("oq-calibrate"), m.f16, "-o", made, "--method", "omniquant",
+                                 "--scheme", "w3a16"});
+    const ProcessResult r = run(flags);
+    CAPTURE(says);
+    CHECK(r.code == 2);
+    CHECK_MESSAGE(r.err.find(says) != std::string::npos, r.err);
+    CHECK_FALSE(std::filesystem::exists(made));
+  };
+  refused({"--text", m.text, "--act-scales", file}, "--act-scales is read where");
+  refused({"--text", m.text, "--act-scales", file, "--faithful", "--no-let"},
+          "--act-scales is read where");
+  refused({"--params", file, "--act-scales", file, "--faithful"}, "--act-scales is read where");
+  refused({"--params", file, "--epochs", "3"}, "--epochs is read without --params only");
+  refused({"--params", file, "--tuning", "mse"}, "--tuning is read without --params only");
+  refused({"--params", file, "--lwc-lr", "0.1"}, "--lwc-lr is read");
+  refused({"--text", m.text, "--no-lwc", "--lwc-lr", "0.1"}, "--lwc-lr is read");
+  refused({"--text", m.text, "--no-let", "--let-lr", "0.1"}, "--let-lr is read");
 }
 
 TEST_CASE("tuned weak columns are run in place of the model's own") {
@@ -272,7 +319,14 @@ TEST_CASE("tuned weak columns are run in place of the model's own") {
   };
   CHECK(said({}) != said({"--weak", weak}));
   CHECK(said({"--weak", weak, "--huge-pages"}) == said({"--weak", weak}));
-  CHECK(run({tool("oq-calibrate"), owq, "-o", weak, "--tune-weak", "4", "--method", "owq"}).code ==
-        2);
+  for (const std::string flag :
+       {"--method=owq", "--scheme=w2a16", "--head-bits=8", "--resume", "--report=x.html",
+        "--perplexity=x.txt", "--target-bits=3", "--weak-type=bf16", "--smooth", "--epochs=3",
+        "--no-let", "--save-params=x.safetensors"}) {
+    const ProcessResult r =
+        run({tool("oq-calibrate"), owq, "-o", weak, "--tune-weak", "4", "--text", m.text, flag});
+    CHECK(r.code == 2);
+    CHECK_MESSAGE(r.err.find("is not for --tune-weak") != std::string::npos, r.err);
+  }
   CHECK(run({tool("oq-calibrate"), owq, "-o", weak}).code == 2);
 }

@@ -83,6 +83,25 @@ TEST_CASE("a range per tensor spans the window, and its last token") {
   CHECK(cut.window_nll[0] != p.window_nll[0]);
 }
 
+TEST_CASE("tokens that are only read are no part of a window's score") {
+  const Model m = model(models().w3);
+  const auto ids = text_ids(m);
+  constexpr int64_t kUnscored = 20;
+  Decoder decoder = m.decoder(kWindow, kWindow);
+  step_with_logits(decoder, std::span(ids).first(kWindow), 0);
+  Statistics scores;
+  for (int64_t next = kUnscored; next < kWindow; ++next) {
+    scores.add(negative_log_likelihood(decoder.logits(next - 1), ids[size_t(next)]));
+  }
+  for (const int64_t rows : {kWindow, int64_t(7)}) {
+    Decoder steps(File::open(models().w3), make_cpu_backend(1),
+                  {.context = kWindow, .max_rows = rows});
+    const Perplexity p = measure_perplexity(steps, ids, kWindow, 1, kNoProgress, kUnscored);
+    CHECK(p.tokens == kWindow - kUnscored);
+    CHECK(p.window_nll[0] == scores.mean());
+  }
+}
+
 TEST_CASE("steps of any size give the same perplexity where ranges are per token") {
   const Model m = model(models().w3);
   const auto ids = text_ids(m);

@@ -115,6 +115,8 @@ TEST_CASE("a file copied to huge pages is the same file, under the same checks")
   write_sample(dir / "m.oq");
   const auto mapped = File::open(dir / "m.oq"), copied = File::open(dir / "m.oq", Pages::huge);
   copied->verify();
+  CHECK(mapped->pages() == Pages::ordinary);
+  CHECK(copied->pages() == Pages::huge);
   REQUIRE(copied->tensors().size() == mapped->tensors().size());
   for (const TensorInfo& t : mapped->tensors()) {
     const auto a = mapped->data(t), b = copied->data(copied->tensor(t.name));

@@ -268,6 +268,15 @@ TEST_CASE("a KV cache of codes: the option wins over the scheme, bytes shrink, p
   for (const int none : {-1, 1, 9, 24}) CHECK_THROWS_AS(with("w16a16", none), Error);
 }
 
+TEST_CASE("what weights and cache lie on changes no bit") {
+  TempDir dir;
+  const auto mapped = tiny_file(dir, "w4a16g32");
+  const auto tokens = some_tokens(290, 101);
+  Decoder small = decoder(mapped, false);
+  Decoder huge = decoder(File::open(mapped->path(), Pages::huge), false);
+  CHECK(all_logits(huge, tokens, 64) == all_logits(small, tokens, 64));
+}
+
 TEST_CASE("bad steps are refused and change nothing") {
   TempDir dir;
   const auto file = test::make_tiny_oq(dir / "m.oq");

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -73,6 +74,9 @@ class BlockJob {
   /// For the report: the mean loss of one epoch.
   void add_loss(double loss) { losses_.push_back(loss); }
   const std::vector<double>& losses() const { return losses_; }
+  /// Likewise: the error of the block's output with what was stored, where a method measures it.
+  void set_output_error(double error) { output_error_ = error; }
+  std::optional<double> output_error() const { return output_error_; }
   /// What was learned: kept with the block.
   void keep(std::string name, Matrix values);
   const BlockParameters& parameters() const { return parameters_; }
@@ -89,6 +93,7 @@ class BlockJob {
   BlockWeights weights_;
   std::map<std::string, Done> done_;
   std::vector<double> losses_;
+  std::optional<double> output_error_;
   BlockParameters parameters_;
 };
 

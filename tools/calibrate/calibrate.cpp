@@ -13,7 +13,7 @@
 namespace oq::calibrate {
 namespace {
 
-/// Refuses flags about learned parameters that have nothing to do.
+/// Refuses what is asked about learned parameters where it has nothing to do.
 void check_parameters(const Options& o) {
   const bool uses = !o.parameters.empty() || !o.save_parameters.empty() || !o.act_scales.empty() ||
                     !o.act_shifts.empty();
@@ -27,9 +27,42 @@ void check_parameters(const Options& o) {
                  .hint = "leave it out: --let learns such scales"});
   }
   if (o.save_parameters.empty()) return;
+  if (o.save_parameters.extension() != kParametersExtension) {
+    throw Error({.what = "is a name by which --params would not know learned parameters",
+                 .where = o.save_parameters.string(),
+                 .expected = fmt::format("NAME{}", kParametersExtension)});
+  }
   const auto folder = std::filesystem::absolute(o.save_parameters).parent_path();
   if (!std::filesystem::is_directory(folder)) {
     throw Error({.what = "there is no such folder", .where = folder.string()});
+  }
+}
+
+bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
+  std::error_code absent;
+  return std::filesystem::equivalent(a, b, absent) ||
+         std::filesystem::weakly_canonical(a, absent) ==
+             std::filesystem::weakly_canonical(b, absent);
+}
+
+/// Refuses to write what is read, or one file twice.
+void check_places(const Options& o) {
+  const std::pair<const char*, const std::filesystem::path&> files[] = {
+      {"the input", o.input},
+      {"the file of --params", o.parameters},
+      {"that of --act-scales", o.act_scales},
+      {"that of --act-shifts", o.act_shifts},
+      {"the output", o.output},
+      {"the file of --save-params", o.save_parameters}};
+  const auto* const written = std::end(files) - 2;
+  for (const auto* w = written; w != std::end(files); ++w) {
+    for (const auto* f = files; f != w; ++f) {
+      if (w->second.empty() || f->second.empty() || !same_file(w->second, f->second)) continue;
+      throw Error({.what = fmt::format("is {} itself", f->first),
+                   .where = w->second.string(),
+                   .hint = w == written ? "give another name with -o"
+                                        : "give another name with --save-params"});
+    }
   }
 }
 
@@ -44,11 +77,6 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
                    "calibrate the f16 model (oq-convert without --scheme)");
     }
   }
-  if (o.window > config.context && o.parameters.empty()) {
-    throw refuse(fmt::format("--window {} is longer than the model's context", o.window),
-                 fmt::format("take at most {}", config.context));
-  }
-  if (o.window < 2 || o.windows < 1) throw refuse("needs windows of 2 tokens or more", "");
   if (o.method == "act-only" && o.scheme.quantizes_weights()) {
     throw refuse("--method act-only leaves weights as they are", "take a scheme such as w16a8");
   }
@@ -59,6 +87,7 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
     throw refuse("AWRQ needs a scheme that quantizes activations", "such as w4a8");
   }
   check_parameters(o);
+  check_places(o);
 }
 
 /// What the bytes of a written file are spent on.
@@ -99,6 +128,7 @@ class Calibration {
     if (!o_.parameters.empty()) read_given();
     check(o_, *file_, config_);
     method_ = make_method(o_);
+    method_->check(config_);
     needs_text_ = o_.smooth || (method_->needs_text() && given_.blocks.empty());
     if (!o_.act_scales.empty() || !o_.act_shifts.empty()) {
       ranges_ = read_input_ranges(o_.act_scales, o_.act_shifts, config_);
@@ -108,12 +138,7 @@ class Calibration {
                    .where = o_.input.string(),
                    .hint = "give --text FILE or --text self"});
     }
-    std::error_code absent;
-    if (std::filesystem::equivalent(o_.input, o_.output, absent)) {
-      throw Error({.what = "is the input itself",
-                   .where = o_.output.string(),
-                   .hint = "give another name with -o"});
-    }
+    if (needs_text_) check_windows(o_, *file_, config_);
   }
 
   Result run() {
@@ -240,6 +265,8 @@ class Calibration {
           result.linears.insert(result.linears.end(), reports.begin(), reports.end());
           result.losses.push_back(
               block->metadata().get_or<std::vector<double>>("report.losses", {}));
+          result.output_errors.push_back(
+              block->metadata().get_or<double>("report.output_error", NAN));
         }
         const TensorInfo& t = block->tensor(spec.name);
         out.add(clean(t), block->data(t));

@@ -117,6 +117,17 @@ std::vector<Ids> from_model(const std::shared_ptr<const File>& file, const Optio
 
 }  // namespace
 
+void check_windows(const Options& o, const File& file, const ModelConfig& config) {
+  const auto refuse = [&](std::string what, std::string hint) {
+    return Error({.what = std::move(what), .where = file.path().string(), .hint = std::move(hint)});
+  };
+  if (o.window < 2 || o.windows < 1) throw refuse("needs windows of 2 tokens or more", "");
+  if (o.window > config.context) {
+    throw refuse(fmt::format("--window {} is longer than the model's context", o.window),
+                 fmt::format("take at most {}", config.context));
+  }
+}
+
 CalibrationText calibration_text(const std::shared_ptr<const File>& file, const Options& o,
                                  const Observer& observer) {
   CalibrationText text;

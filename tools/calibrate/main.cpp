@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <memory>
@@ -35,7 +36,8 @@ struct Arguments {
   int64_t max_windows = 20;
   bool json = false, quiet = false;
   CLI::Option* method = nullptr;
-  CLI::Option *transform = nullptr, *clip_rate = nullptr;  ///< whose defaults are not fixed
+  // Whose defaults are not fixed.
+  CLI::Option *transform = nullptr, *clip_rate = nullptr, *transform_rate = nullptr;
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -107,11 +109,14 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
     return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
   a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq, auto: learning rate of clipping");
-  rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
+  a.transform_rate =
+      rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
-               "omniquant: learn also towards the full-precision block on the quantized one's "
-               "inputs");
-  app.add_flag("--faithful", l.faithful, "omniquant, abq: as the paper's own code does it");
+               "omniquant, auto: learn also towards the full-precision block on the quantized "
+               "one's inputs");
+  app.add_flag("--faithful", l.faithful,
+               "omniquant, abq, auto: learn as the paper's own code does it, with --tuning minmax "
+               "unless that is given");
   calibrate::Options& o = a.options;
   app.add_option("--save-params", o.save_parameters,
                  "omniquant, abq: write what was learned to this file as well (.safetensors)");
@@ -142,6 +147,11 @@ void print_text(const Arguments& a, const calibrate::Result& r, const calibrate:
       m.after, m.before, m.after - m.before, m.standard_error, m.windows, m.window, m.text));
 }
 
+/// Strings that are no UTF-8 (names of files may be so) with a mark in their place.
+void print_line(const nlohmann::json& object) {
+  tool::print(object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
 void print_json(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
                 double seconds) {
   const calibrate::Options& o = a.options;
@@ -170,7 +180,7 @@ void print_json(const Arguments& a, const calibrate::Result& r, const calibrate:
                             {"window", m.window},   {"full_precision", m.before},
                             {"quantized", m.after}, {"standard_error", m.standard_error}};
   }
-  tool::print(object.dump() + "\n");
+  print_line(object);
 }
 
 calibrate::Measured measure(const Arguments& a, const std::string& text) {
@@ -193,11 +203,13 @@ calibrate::Measured measure(const Arguments& a, const std::string& text) {
 /// Defaults that depend on other flags.
 void settle_learning(Arguments& a) {
   calibrate::Options& o = a.options;
-  if (o.learning.faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
+  const Scheme& s = o.scheme;
+  const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
+  const bool faithful = o.learning.faithful;
+  if (faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
+  if (faithful && a.transform_rate->count() == 0) o.learning.transform_rate = 5e-3;
   if (a.transform->count() == 0) {
-    const Scheme& s = o.scheme;
-    const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
-    o.learning.transform = o.method == "abq" || !o.learning.faithful || activations;
+    o.learning.transform = o.method == "abq" || !faithful || activations;
   }
   if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
     throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");
@@ -224,46 +236,91 @@ calibrate::Observer observer_of(const Arguments& a, const char* job,
   return {.progress = show, .notice = [quiet](std::string_view t) { tool::notice(quiet, t); }};
 }
 
-void tune(Arguments& a) {
-  const calibrate::Options& o = a.options;
-  if (a.method->count() > 0 || !a.scheme.empty()) {
-    throw tool::usage_error("--tune-weak takes MODEL as it is, with neither --method nor --scheme");
+/// The flags that were given.
+std::vector<std::string> given_flags(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->count() > 0) names.push_back(option->get_name());
   }
+  return names;
+}
+
+template <class Names>
+bool contains(const Names& names, std::string_view name) {
+  return std::find(std::begin(names), std::end(names), name) != std::end(names);
+}
+
+/// --tune-weak reads these, and nothing of quantizing.
+void check_tuning_flags(const CLI::App& app) {
+  constexpr std::string_view kRead[] = {"MODEL",     "--output", "--text",      "--windows",
+                                        "--window",  "--seed",   "--tune-weak", "--tune-lr",
+                                        "--threads", "--json",   "--quiet"};
+  for (const std::string& flag : given_flags(app)) {
+    if (contains(kRead, flag)) continue;
+    throw tool::usage_error(flag + " is not for --tune-weak, which takes MODEL as it is");
+  }
+}
+
+/// Refuses flags that the method does not read (methods/methods.cpp), or not beside the others.
+void check_method_flags(const CLI::App& app, const calibrate::Options& o) {
+  const calibrate::Learning& l = o.learning;
+  const bool learning = o.parameters.empty();
+  const struct {
+    std::vector<std::string_view> flags;
+    bool read;
+    const char* where;
+  } conditions[] = {
+      {{"--windows", "--seed", "--tuning", "--epochs", "--batch-size", "--aug-loss"},
+       learning,
+       "without --params"},
+      {{"--lwc-lr"}, learning && l.clip, "with --lwc and without --params"},
+      {{"--let-lr"}, learning && l.transform, "with --let and without --params"},
+      {{"--act-scales", "--act-shifts"},
+       starts_from_inputs(o),
+       "where --let starts from the sizes of inputs: with quantized activations or --faithful, "
+       "and without --params"},
+      {{"--alpha"},
+       o.smooth || starts_from_inputs(o),
+       "with --smooth, or where --let starts from the sizes of inputs"},
+      {{"--min-scale"}, o.smooth, "with --smooth"},
+      {{"--weak-type"},
+       o.target_bits > 0 || o.weak_columns > 0,
+       "with --target-bits or --weak-columns"},
+      {{"--paper-counts"}, o.target_bits > 0, "with --target-bits"}};
+  for (const std::string& flag : given_flags(app)) {
+    const auto readers = calibrate::readers(flag);
+    if (!readers.empty() && !contains(readers, o.method)) {
+      throw tool::usage_error(fmt::format("{} is for --method {}, not for {}", flag,
+                                          fmt::join(readers, ", "), o.method));
+    }
+    for (const auto& c : conditions) {
+      if (c.read || !contains(c.flags, flag)) continue;
+      throw tool::usage_error(fmt::format("{} is read {} only", flag, c.where));
+    }
+  }
+}
+
+void tune(const CLI::App& app, Arguments& a) {
+  const calibrate::Options& o = a.options;
+  check_tuning_flags(app);
   std::unique_ptr<tool::Progress> progress;
   const calibrate::TuneResult r =
       calibrate::tune_weak(o, a.weak_tuning, observer_of(a, "tuning", progress));
   if (progress) progress->finish();
   if (a.json) {
-    tool::print(nlohmann::json({{"output", o.output.string()},
-                                {"loss_before", r.before},
-                                {"loss", r.after},
-                                {"weights", r.weights},
-                                {"bytes", r.bytes}})
-                    .dump() +
-                "\n");
-    return;
+    return print_line({{"output", o.output.string()},
+                       {"loss_before", r.before},
+                       {"loss", r.after},
+                       {"weights", r.weights},
+                       {"bytes", r.bytes}});
   }
   tool::report(a.quiet,
                fmt::format("{}: {} weak weights, {:.1f} MB; loss on the text {:.4f}, before {:.4f}",
                            o.output.string(), r.weights, double(r.bytes) / 1e6, r.after, r.before));
 }
 
-/// Refuses flags that the method would not read.
-void check_method(const calibrate::Options& o) {
-  const bool owq = o.method == "owq", automatic = o.method == "auto";
-  if (owq && o.target_bits == 0 && o.weak_columns == 0) {
-    throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
-  }
-  if (!owq && !automatic && (o.target_bits > 0 || o.weak_columns > 0 || o.weak_bf16)) {
-    throw tool::usage_error("--target-bits, --weak-columns and --weak-type are for owq and auto");
-  }
-  if (automatic && (o.true_sequential || !o.layers.empty() || o.paper_counts)) {
-    throw tool::usage_error("--true-sequential, --layers and --paper-counts are not for auto");
-  }
-}
-
-void run(Arguments& a) {
-  if (a.weak_tuning.steps > 0) return tune(a);
+void run(const CLI::App& app, Arguments& a) {
+  if (a.weak_tuning.steps > 0) return tune(app, a);
   if (a.method->count() == 0 || a.scheme.empty()) {
     throw tool::usage_error("--method and --scheme are required");
   }
@@ -276,7 +333,10 @@ void run(Arguments& a) {
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;
   if (o.method == "smoothquant") o.smooth = true;
   settle_learning(a);
-  check_method(o);
+  check_method_flags(app, o);
+  if (o.method == "owq" && o.target_bits == 0 && o.weak_columns == 0) {
+    throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
+  }
   // What cannot be read or written must not come to light after the calibration.
   const std::string text = a.perplexity.empty() ? "" : tool::read_text(a.perplexity);
   if (!a.perplexity.empty()) {
@@ -322,6 +382,7 @@ int main(int argc, char** argv) {
                  "many windows, and write them to OUT, for oq-run --weak")
       ->check(CLI::Range(1, 1 << 30));
   app.add_option("--tune-lr", a.weak_tuning.rate, "its learning rate")
+      ->needs("--tune-weak")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_flag("--resume", o.resume,
@@ -330,11 +391,12 @@ int main(int argc, char** argv) {
                  "a text on which to compare the result with MODEL afterwards, in windows of "
                  "--window tokens");
   app.add_option("--max-windows", a.max_windows, "of that text (0: all)")
+      ->needs("--perplexity")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--report", a.report, "write an HTML page about the result");
   tool::add_threads_flag(app, o.threads);
   tool::add_json_flag(app, a.json);
   tool::add_quiet_flag(app, a.quiet);
-  return tool::run(app, argc, argv, [&] { run(a); });
+  return tool::run(app, argc, argv, [&] { run(app, a); });
 }

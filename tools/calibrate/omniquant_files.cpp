@@ -56,15 +56,16 @@ std::string linear_of(std::string_view theirs) {
   return fmt::format("{}.{}", theirs.substr(kMoe.size(), dot - kMoe.size()), known->ours);
 }
 
-/// Rows of every linear of a block.
-std::map<std::string, int64_t> rows_of(const ModelConfig& config) {
+/// The linears of a block, which are those of every block, by their names in it.
+using Linears = std::map<std::string, TensorSpec>;
+Linears linears_of(const ModelConfig& config) {
   constexpr std::string_view kPrefix = "blocks.0.";
-  std::map<std::string, int64_t> rows;
+  Linears linears;
   for (const TensorSpec& spec : tensor_specs(config)) {
     if (spec.role != Role::linear || spec.name.rfind(kPrefix, 0) != 0) continue;
-    rows[spec.name.substr(kPrefix.size())] = spec.rows;
+    linears.emplace(spec.name.substr(kPrefix.size()), spec);
   }
-  return rows;
+  return linears;
 }
 
 template <class T>
@@ -100,8 +101,7 @@ struct Named {
   std::string name;
   Matrix matrix;
 };
-Named parameter(std::string_view theirs, std::vector<float> values,
-                const std::map<std::string, int64_t>& rows) {
+Named parameter(std::string_view theirs, std::vector<float> values, const Linears& linears) {
   if (const Name* pair = find(kPairs, theirs)) {
     std::string name(pair->ours);
     if (name.ends_with(".scale")) {
@@ -115,16 +115,15 @@ Named parameter(std::string_view theirs, std::vector<float> values,
   for (const Name& bound : kBounds) {
     if (!theirs.ends_with(bound.theirs)) continue;
     const std::string linear = linear_of(theirs.substr(0, theirs.size() - bound.theirs.size()));
-    const auto known = rows.find(linear);
-    if (known == rows.end()) break;
-    const auto n = int64_t(values.size());
-    if (n == 0 || n % known->second != 0) {
+    const auto known = linears.find(linear);
+    if (known == linears.end()) break;
+    const auto n = int64_t(values.size()), rows = known->second.rows;
+    if (n == 0 || n % rows != 0) {
       throw Error({.what = "has no whole number of groups in a row",
-                   .expected = fmt::format("a multiple of {} rows", known->second),
+                   .expected = fmt::format("a multiple of {} rows", rows),
                    .found = std::to_string(n)});
     }
-    return {linear + std::string(bound.ours),
-            Matrix(known->second, n / known->second, std::move(values))};
+    return {linear + std::string(bound.ours), Matrix(rows, n / rows, std::move(values))};
   }
   throw Error({.what = "is not a parameter of this model",
                .hint = "files of LLaMA, OPT and Mixtral are read"});
@@ -162,8 +161,26 @@ LinearPlace place_of(const std::string& theirs) {
   return {std::stoll(rest.substr(0, dot)), linear_of(rest.substr(dot + 1))};
 }
 
+/// Throws unless every linear of every block has a value for each of its inputs.
+void check_ranges(const fs::path& path, const char* suffix, const Linears& linears,
+                  const std::vector<BlockParameters>& blocks) {
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    for (const auto& [name, spec] : linears) {
+      const auto found = blocks[b].find(name + suffix);
+      if (found != blocks[b].end() && found->second.cols() == spec.cols) continue;
+      throw Error(
+          {.what = "has no such range for every input of a linear",
+           .where = fmt::format("{}, blocks.{}.{}", path.string(), b, name),
+           .expected = std::to_string(spec.cols),
+           .found = found == blocks[b].end() ? "none" : std::to_string(found->second.cols()),
+           .hint = "it is of another model"});
+    }
+  }
+}
+
 /// Vectors of one file, "q.largest" or "q.middle", into blocks.
-void add_ranges(const fs::path& path, const char* suffix, std::vector<BlockParameters>& blocks) {
+void add_ranges(const fs::path& path, const char* suffix, const Linears& linears,
+                std::vector<BlockParameters>& blocks) {
   const torch::File file(path);
   for (const auto& [key, value] : file.dict().items()) {
     const std::string theirs = text_of(key);
@@ -181,6 +198,7 @@ void add_ranges(const fs::path& path, const char* suffix, std::vector<BlockParam
       blocks[size_t(place.block)].insert_or_assign(place.name + suffix, std::move(m));
     });
   }
+  check_ranges(path, suffix, linears, blocks);
 }
 
 }  // namespace
@@ -188,7 +206,7 @@ void add_ranges(const fs::path& path, const char* suffix, std::vector<BlockParam
 std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
                                                        const ModelConfig& config) {
   const torch::File file(path);
-  const auto rows = rows_of(config);
+  const Linears linears = linears_of(config);
   std::vector<BlockParameters> blocks(static_cast<size_t>(config.blocks));
   for (const auto& [key, value] : file.dict().items()) {
     const auto* index = key.as<int64_t>();
@@ -204,7 +222,7 @@ std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
       const std::string theirs = text_of(name);
       with_place(
           fmt::format("{}, block {}, '{}'", path.string(), *index, theirs), [&, &tensor = tensor] {
-            Named found = parameter(theirs, floats(tensor_of(tensor)), rows);
+            Named found = parameter(theirs, floats(tensor_of(tensor)), linears);
             blocks[size_t(*index)].insert_or_assign(std::move(found.name), std::move(found.matrix));
           });
     }
@@ -214,9 +232,10 @@ std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
 
 std::vector<BlockParameters> read_input_ranges(const fs::path& scales, const fs::path& shifts,
                                                const ModelConfig& config) {
+  const Linears linears = linears_of(config);
   std::vector<BlockParameters> blocks(static_cast<size_t>(config.blocks));
-  if (!scales.empty()) add_ranges(scales, ".largest", blocks);
-  if (!shifts.empty()) add_ranges(shifts, ".middle", blocks);
+  add_ranges(scales, ".largest", linears, blocks);
+  if (!shifts.empty()) add_ranges(shifts, ".middle", linears, blocks);
   return blocks;
 }
 

@@ -9,6 +9,11 @@ bool learns(std::string_view method) {
   return method == "omniquant" || method == "abq" || method == "auto";
 }
 
+bool starts_from_inputs(const Options& o) {
+  const bool start = learns(o.method) && o.learning.transform && o.parameters.empty();
+  return start && (o.scheme.activation_bits < 16 || o.learning.faithful);
+}
+
 std::string applied_options(const Options& o) {
   std::string t = fmt::format("--method {} --scheme {}", o.method, o.scheme.str());
   if (!learns(o.method)) return t;
@@ -35,7 +40,8 @@ std::string training_options(const Options& o) {
     const Learning& l = o.learning;
     t += fmt::format(" --epochs {} --batch-size {}", l.epochs, l.batch);
     if (l.clip) t += fmt::format(" --lwc-lr {}", l.clip_rate);
-    if (l.transform) t += fmt::format(" --let-lr {} --alpha {}", l.transform_rate, o.alpha);
+    if (l.transform) t += fmt::format(" --let-lr {}", l.transform_rate);
+    if (starts_from_inputs(o) && !o.smooth) t += fmt::format(" --alpha {}", o.alpha);
     if (l.aug_loss) t += " --aug-loss";
     if (!o.act_scales.empty()) t += " --act-scales " + o.act_scales.filename().string();
     if (!o.act_shifts.empty()) t += " --act-shifts " + o.act_shifts.filename().string();

@@ -18,8 +18,8 @@ struct Learning {
   int64_t batch = 1;        ///< windows to a step
   bool clip = true;         ///< LWC
   bool transform = false;   ///< LET
-  double clip_rate = 3e-2;  ///< AdamW's; the paper's 1e-2 is for 16 times the steps
-  double transform_rate = 5e-3;
+  double clip_rate = 1e-1;  ///< AdamW's; the paper's 1e-2 and 5e-3 are for 16 times the steps
+  double transform_rate = 2e-2;
   bool aug_loss = false;  ///< also towards the full-precision block on the quantized block's inputs
   bool faithful =
       false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
@@ -59,6 +59,10 @@ struct Options {
   bool resume = false;
 };
 
+/// Whether learned transformations start from the sizes of inputs (--alpha, --act-scales): where
+/// only weights are quantized there is nothing to move out of activations, and they start at 1.
+bool starts_from_inputs(const Options& options);
+
 /// What of the options shapes the file that given learned parameters make, as flags.
 std::string applied_options(const Options& options);
 /// What else of them shapes a result.
@@ -97,6 +101,7 @@ struct Result {
   std::string text_source;     ///< empty: none was needed
   std::vector<LinearReport> linears;
   std::vector<std::vector<double>> losses;  ///< [blocks][epochs]; empty where nothing was learned
+  std::vector<double> output_errors;        ///< [blocks], relative; NaN where none was measured
 };
 
 /// Calibrates `input` block by block and writes `output`. Finished blocks are kept beside it, in

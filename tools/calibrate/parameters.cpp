@@ -74,7 +74,7 @@ Parameters read_own(const std::filesystem::path& path, const ModelConfig& config
 }  // namespace
 
 Parameters read_parameters(const std::filesystem::path& path, const ModelConfig& config) {
-  const bool own = path.extension() == ".safetensors";
+  const bool own = path.extension() == kParametersExtension;
   Parameters p =
       own ? read_own(path, config) : Parameters{{}, read_omniquant_parameters(path, config)};
   for (size_t b = 0; b < p.blocks.size(); ++b) {

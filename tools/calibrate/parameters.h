@@ -29,6 +29,9 @@ struct Parameters {
   std::vector<BlockParameters> blocks;
 };
 
+/// By which our own files of parameters are told from OmniQuant's.
+inline constexpr const char* kParametersExtension = ".safetensors";
+
 /// Reads what `write_parameters` wrote, or OmniQuant's own omni_parameters.pth: a dict of block
 /// numbers, and in it one of tensors by the names of the paper's code for LLaMA, OPT and Mixtral.
 /// Throws oq::Error naming file and tensor unless there are exactly `config.blocks` blocks of
@@ -36,11 +39,12 @@ struct Parameters {
 Parameters read_parameters(const std::filesystem::path& path, const ModelConfig& config);
 
 /// A safetensors file of fp32 tensors "blocks.3.q.upper". Throws oq::Error; a file that was there
-/// is then as it was.
+/// is then as it was. PRECOND: `path` has kParametersExtension.
 void write_parameters(const std::filesystem::path& path, const Parameters& parameters);
 
-/// OmniQuant's act_scales.pt and act_shifts.pt: dicts of a vector for every linear of the model.
-/// Throws oq::Error where one of the linears lacks.
+/// OmniQuant's act_scales.pt and act_shifts.pt (or "", for none): dicts of a vector for every
+/// linear of the model. Throws oq::Error naming file and linear where one of them lacks, or has
+/// another number of inputs.
 std::vector<BlockParameters> read_input_ranges(const std::filesystem::path& scales,
                                                const std::filesystem::path& shifts,
                                                const ModelConfig& config);

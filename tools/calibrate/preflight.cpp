@@ -8,6 +8,7 @@
 #include "format/memory.h"
 #include "tools/calibrate/block.h"
 #include "tools/calibrate/hidden_states.h"
+#include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/solver/linalg.h"
 
 namespace oq::calibrate {
@@ -63,6 +64,54 @@ BlockSize block_size(const File& file, const ModelConfig& config) {
   return size;
 }
 
+/// How a method works on a block.
+struct Work {
+  double passes = 0;        ///< of all windows through the block, forwards
+  double products = 0;      ///< of all inputs with themselves, for second moments
+  double weight_bytes = 0;  ///< a weight takes: in fp32 as often as it is held, and as a candidate
+  double matrices = 0;      ///< of second moments of one input, held at once
+};
+
+Work learning_work(const Options& o) {
+  const Learning& l = o.learning;
+  const bool own_targets = l.aug_loss || o.method == "abq";
+  // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
+  return {.passes = 3.0 * double(l.epochs) + 1 + (l.transform ? 1 : 0) + (own_targets ? 1 : 0),
+          .weight_bytes = 4 * 6};
+}
+
+/// Both blocks are kept while each is learned or searched, with every candidate.
+Work auto_work(const Options& o, int64_t linears) {
+  const AutoCandidates n = auto_candidates(o);
+  const auto count = double(linears);
+  const double integers = o.scheme.activation_bits < 16 ? 1 : 0;
+  const auto both = double(n.plain + n.learned), mixed = double(n.learned + n.mixed);
+  Work w = learning_work(o);
+  w.passes += 2 * (1 + integers) + both;
+  w.products = 2 * (1 + 2 * integers);
+  w.matrices = 1 + 2 * integers;
+  if (o.target_bits > 0) {  // alone, together, and then one by one
+    w.passes += 1 + integers + mixed + count * (2 * mixed - 1);
+    w.products *= 1.5;
+  } else {
+    w.passes += count * (both - 2);
+  }
+  w.weight_bytes =
+      std::max(w.weight_bytes + 4 * 2, 4 * 4 + std::max(both, o.target_bits > 0 ? mixed : 0));
+  return w;
+}
+
+Work work_of(const Options& o, int64_t linears) {
+  if (o.method == "auto") return auto_work(o, linears);
+  if (learns(o.method)) return learning_work(o);
+  if (o.method == "awrq") return {.passes = 1, .products = 3, .weight_bytes = 4 * 3, .matrices = 2};
+  const bool solver = o.method == "gptq" || o.method == "owq";
+  return {.passes = solver ? 1.0 : 0.0,
+          .products = solver ? 1.0 : 0.0,
+          .weight_bytes = 4 * 3,
+          .matrices = solver ? 1.0 : 0.0};
+}
+
 }  // namespace
 
 Preflight preflight(const File& file, const ModelConfig& config, const Options& o,
@@ -70,23 +119,15 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const BlockSize block = block_size(file, config);
   const double tokens = double(windows) * double(o.window);
   const double used = config.experts > 0 ? double(config.experts_used) / double(config.experts) : 1;
-  const bool moments =
-      o.method == "gptq" || o.method == "owq" || o.method == "awrq" || o.method == "auto";
   const bool learned = learns(o.method);
-  const Learning& l = o.learning;
-  const bool own_targets = l.aug_loss || o.method == "abq";
-  // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
-  const double learning =
-      learned ? 3.0 * double(l.epochs) + 1 + (l.transform ? 1 : 0) + (own_targets ? 1 : 0) : 0;
-  // Both blocks of auto are run with every candidate, of which a linear has about five.
-  const double tries = o.method == "auto" ? 2.0 * 5 * double(block.linears) : 0;
-  const double passes =
-      windows == 0 ? 0 : 1 + (moments ? 1 : 0) + (o.smooth ? 1 : 0) + learning + tries;
+  const bool own_targets = o.learning.aug_loss || o.method == "abq";
+  const Work work = work_of(o, block.linears);
+  const double passes = windows == 0 ? 0 : 1 + (o.smooth ? 1 : 0) + work.passes;
   Preflight p;
   const double attention = 2.0 * double(o.window) * double(config.q_width());
-  p.flops = double(config.blocks) * tokens *
-            (passes * (2 * block.weights * used + attention) +
-             (moments ? block.squares * used * (o.method == "awrq" ? 3 : 1) : 0));
+  p.flops =
+      double(config.blocks) * tokens *
+      (passes * (2 * block.weights * used + attention) + work.products * block.squares * used);
   p.seconds = p.flops / blas_speed(o.threads);
 
   const uint64_t states = learned ? (own_targets ? 3 : 2) : 1;
@@ -99,9 +140,10 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
       4.0 * (learned ? 3 : 1) *
       double(config.q_width() + 2 * config.kv_width() + 4 * config.hidden + 3 * config.mlp);
   const double table = 4.0 * double(config.vocab) * double(config.table_width());
-  const double working =
-      4.0 * ((learned ? 6 : 3) * block.weights + (moments ? 3 * block.largest_square : 0)) +
-      row * double(o.window);
+  // Moments of as many inputs as moment_batches takes together, and factors of one.
+  const double moments =
+      work.matrices * (std::min(block.squares, 3 * block.largest_square) + block.largest_square);
+  const double working = work.weight_bytes * block.weights + 4 * moments + row * double(o.window);
   p.memory = uint64_t(std::max(working, table)) + (on_disk ? 0 : hidden);
   const double bits = o.scheme.quantizes_weights() ? o.scheme.weight_bits + 1 : 16;
   p.disk = uint64_t(2 * block.weights * double(config.blocks) * bits / 8) +

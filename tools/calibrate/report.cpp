@@ -129,6 +129,14 @@ std::string loss_table(const Result& r) {
          rows + "</table>";
 }
 
+/// The errors that a method which chooses by them has measured.
+std::string block_errors(const Result& r, int64_t blocks) {
+  const auto measured = [](double e) { return std::isfinite(e); };
+  if (std::none_of(r.output_errors.begin(), r.output_errors.end(), measured)) return {};
+  return "<h2>Relative error of each block's output, as chosen</h2>" +
+         chart({{"block", r.output_errors}}, blocks);
+}
+
 }  // namespace
 
 void write_report(const std::filesystem::path& path, const Options& o, const ModelConfig& c,
@@ -138,6 +146,7 @@ void write_report(const std::filesystem::path& path, const Options& o, const Mod
   std::ofstream out(path, std::ios::trunc);
   out << fmt::format(kHead, fmt::arg("title", title)) << head_table(o, c, r, measured)
       << "<h2>What the bytes are spent on</h2>" << part_table(r) << loss_table(r)
+      << block_errors(r, c.blocks)
       << "<h2>Relative error of each linear's output on the calibration text</h2>"
       << chart(series_of(r, c.blocks, &LinearReport::output_error), c.blocks)
       << "<h2>Relative error of the weights</h2>"

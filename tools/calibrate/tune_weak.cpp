@@ -1,5 +1,6 @@
 #include "tools/calibrate/tune_weak.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -13,15 +14,35 @@ namespace {
 
 constexpr const char* kHint = "lower --tune-lr";
 
+/// Shows the tuning as one job, counted in windows that go forwards.
+class Steps {
+ public:
+  static constexpr int64_t kStep =
+      4;  ///< forwards, then block by block again, and backwards at twice the cost
+
+  Steps(const Observer& observer, int64_t total) : observer_(observer), total_(total) {}
+
+  void done(int64_t windows, std::string_view what) {
+    done_ += windows;
+    if (observer_.progress) observer_.progress(double(done_), double(total_), what);
+  }
+
+ private:
+  const Observer& observer_;
+  int64_t total_, done_ = 0;
+};
+
 /// Mean loss over the windows.
-double measure(WeakTuner& tuner, const CalibrationText& text) {
+double measure(WeakTuner& tuner, const CalibrationText& text, Steps& steps) {
   double sum = 0;
-  for (const auto& window : text.windows) sum += tuner.loss(window);
+  for (const auto& window : text.windows) {
+    sum += tuner.loss(window);
+    steps.done(1, "measuring the loss");
+  }
   return sum / double(text.windows.size());
 }
 
-void learn(WeakTuner& tuner, const CalibrationText& text, const WeakTuning& tuning,
-           const Observer& observer) {
+void learn(WeakTuner& tuner, const CalibrationText& text, const WeakTuning& tuning, Steps& steps) {
   AdamW optimizer(kHint);
   for (auto& [name, values] : tuner.weights()) {
     optimizer.add(name + ", weak columns", values, tuner.gradients().at(name), tuning.rate);
@@ -35,17 +56,14 @@ void learn(WeakTuner& tuner, const CalibrationText& text, const WeakTuning& tuni
                    .hint = kHint});
     }
     optimizer.step();
-    if (observer.progress) {
-      observer.progress(double(step + 1), double(tuning.steps), fmt::format("loss {:.4f}", loss));
-    }
+    steps.done(Steps::kStep, fmt::format("step {}, loss {:.4f}", step + 1, loss));
   }
 }
 
-}  // namespace
-
-TuneResult tune_weak(const Options& o, const WeakTuning& tuning, const Observer& observer) {
-  const auto file = File::open(o.input);
-  check_tensors(*file, ModelConfig::load(*file));
+/// Refuses what could not be tuned or written, before any work is done.
+void check(const Options& o, const File& file) {
+  const ModelConfig config = ModelConfig::load(file);
+  check_tensors(file, config);
   std::error_code absent;
   if (std::filesystem::equivalent(o.input, o.output, absent)) {
     throw Error({.what = "is the input itself",
@@ -57,20 +75,41 @@ TuneResult tune_weak(const Options& o, const WeakTuning& tuning, const Observer&
                  .where = o.input.string(),
                  .hint = "give --text FILE or --text self"});
   }
+  check_windows(o, file, config);
+}
+
+Metadata provenance(const Options& o, const WeakTuning& tuning, const CalibrationText& text) {
+  Metadata m;
+  m.set("calibration.options",
+        fmt::format("--tune-weak {} --tune-lr {} --windows {} --window {} --seed {}", tuning.steps,
+                    tuning.rate, o.windows, o.window, o.seed));
+  m.set("calibration.text", text.source);
+  m.set("calibration.text_crc32c", fmt::format("{:08x}", text.crc));
+  m.set("calibration.tool", std::string("oq-calibrate " OQ_VERSION));
+  return m;
+}
+
+}  // namespace
+
+TuneResult tune_weak(const Options& options, const WeakTuning& tuning, const Observer& observer) {
+  Options o = options;
+  o.windows = std::min(o.windows, tuning.steps);  // no step would come to the others
+  const auto file = File::open(o.input);
+  check(o, *file);
   WeakTuner tuner(file, o.window, o.threads);
+  // Made now, so that a place which cannot be written shows itself before the work.
+  Writer out(o.output, tuner.weights().size(), kWeakMetadataRoom);
   const CalibrationText text = calibration_text(file, o, observer);
+  Steps steps(observer, 2 * int64_t(text.windows.size()) + Steps::kStep * tuning.steps);
   TuneResult result;
-  result.before = measure(tuner, text);
-  learn(tuner, text, tuning, observer);
-  result.after = measure(tuner, text);
-  Metadata metadata;
-  metadata.set("calibration.options",
-               fmt::format("--tune-weak {} --tune-lr {} --windows {} --window {} --seed {}",
-                           tuning.steps, tuning.rate, o.windows, o.window, o.seed));
-  metadata.set("calibration.text", text.source);
-  metadata.set("calibration.text_crc32c", fmt::format("{:08x}", text.crc));
-  metadata.set("calibration.tool", std::string("oq-calibrate " OQ_VERSION));
-  write_weak_file(o.output, *file, tuner.weights(), std::move(metadata));
+  result.before = measure(tuner, text, steps);
+  learn(tuner, text, tuning, steps);
+  result.after = measure(tuner, text, steps);
+  if (!(result.after < result.before) && observer.notice) {
+    observer.notice(fmt::format("the loss did not fall: {:.4f}, before {:.4f}; {}", result.after,
+                                result.before, kHint));
+  }
+  write_weak_file(out, *file, tuner.weights(), provenance(o, tuning, text));
   for (const auto& entry : tuner.weights()) result.weights += entry.second.size();
   result.bytes = File::open(o.output)->bytes();
   return result;

@@ -61,6 +61,7 @@ void store_reports(const BlockJob& job, Metadata& m) {
   m.set("report.names", std::move(names));
   m.set("report.numbers", std::move(numbers));
   if (!job.losses().empty()) m.set("report.losses", job.losses());
+  if (job.output_error()) m.set("report.output_error", *job.output_error());
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ void notice_once(bool quiet, const std::string& text) {
 Decoder cuda_decoder(const std::shared_ptr<const File>& file, const BackendChoice& choice,
                      const Decoder::Options& options) {
   const auto say = [&](const std::string& text) { notice_once(choice.quiet, text); };
-  return Decoder(file, make_cuda_backend({.notice = say}), options);
+  return Decoder(file, make_cuda_backend({.notice = say, .random = choice.random}), options);
 }
 
 #endif

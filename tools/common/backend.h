@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -12,6 +13,8 @@ struct BackendChoice {
   std::string name = "auto";
   int threads = 0;  ///< of the CPU; 0: one per usable core
   bool quiet = false;
+  /// CudaOptions::random: `cuda` makes these weights itself.
+  std::function<float(const TensorInfo&)> random = {};
 };
 
 /// A decoder on that backend. `auto` takes CUDA where this build has it and the device can run this

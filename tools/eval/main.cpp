@@ -16,7 +16,7 @@ using namespace oq;
 struct Options {
   std::vector<std::string> models, texts, divergence, tasks;
   std::string join, harness = "joint";
-  int64_t window = 2048, max_windows = 0, max_questions = 0;
+  int64_t window = 2048, unscored = 1, max_windows = 0, max_questions = 0;
   Model::Options model;
   bool bos = false, json = false, quiet = false;
 };
@@ -97,8 +97,9 @@ void perplexities(const Options& o, const std::deque<Model>& models, std::span<c
       tool::Progress progress(job, window_tokens(o, ids.size()), {"tokens/s", 1}, o.quiet);
       PerplexityRow row{.model = &model, .text = texts[t].path, .result = {}, .difference = {}};
       row.result = with_place(job, [&] {
-        return measure_perplexity(decoder, ids, o.window, o.max_windows,
-                                  [&](int64_t n) { progress.advance(double(n)); });
+        return measure_perplexity(
+            decoder, ids, o.window, o.max_windows, [&](int64_t n) { progress.advance(double(n)); },
+            o.unscored);
       });
       progress.finish();
       if (&model == &models.front()) {
@@ -201,6 +202,11 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--window", o.window, "tokens per window")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
+  app.add_option("--unscored", o.unscored,
+                 "of --perplexity: tokens at each window's start that are only read; llama.cpp's "
+                 "tool leaves out half of a window and one")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   app.add_option("--max-windows", o.max_windows, "stop after N windows (0: all)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--join", o.join, "hf: join the text's lines as the papers do for WikiText")
@@ -245,6 +251,7 @@ void evaluate(const Options& o) {
   if (!tasks.empty()) run_tasks(o, models, tasks, out);
   if (!o.json) return;
   out.object()["window"] = o.window;
+  if (!o.texts.empty()) out.object()["unscored"] = o.unscored;
   tool::print_object(out.object());
 }
 
@@ -258,6 +265,7 @@ int main(int argc, char** argv) {
     if (o.texts.empty() && o.divergence.empty() && o.tasks.empty()) {
       throw tool::usage_error("--perplexity, --divergence or --task is required");
     }
+    if (o.unscored >= o.window) throw tool::usage_error("--unscored leaves nothing of --window");
     o.model.backend.quiet = o.quiet;
     evaluate(o);
   });

@@ -10,16 +10,17 @@
 namespace oq {
 namespace {
 
-/// Scores of tokens 1.. of one window, in order. The last token predicts nothing, but a range of
-/// activations per tensor includes it.
-std::vector<double> score_window(Decoder& decoder, std::span<const int32_t> ids,
+/// Scores of tokens `unscored`.. of one window, in order. The last token predicts nothing, but a
+/// range of activations per tensor includes it.
+std::vector<double> score_window(Decoder& decoder, std::span<const int32_t> ids, int64_t unscored,
                                  const std::function<void(int64_t)>& progress) {
   std::vector<double> scores;
   const auto total = int64_t(ids.size());
   for (int64_t first = 0; first < total; first += decoder.max_rows()) {
     const int64_t n = std::min(decoder.max_rows(), total - first);
     step_with_logits(decoder, ids.subspan(size_t(first), size_t(n)), first);
-    for (int64_t next = first + 1; next <= std::min(first + n, total - 1); ++next) {
+    for (int64_t next = std::max(first + 1, unscored); next <= std::min(first + n, total - 1);
+         ++next) {
       scores.push_back(
           negative_log_likelihood(decoder.logits(next - first - 1), ids[size_t(next)]));
     }
@@ -31,13 +32,14 @@ std::vector<double> score_window(Decoder& decoder, std::span<const int32_t> ids,
 }  // namespace
 
 Perplexity measure_perplexity(Decoder& decoder, std::span<const int32_t> ids, int64_t window,
-                              int64_t max_windows, const std::function<void(int64_t)>& progress) {
+                              int64_t max_windows, const std::function<void(int64_t)>& progress,
+                              int64_t unscored) {
   const Windows windows = cut_windows(ids, window, max_windows, decoder.config().vocab);
   Perplexity result;
   Statistics tokens, means;
   for (int64_t w = 0; w < windows.count; ++w) {
     Statistics scores;
-    for (double s : score_window(decoder, windows[w], progress)) {
+    for (double s : score_window(decoder, windows[w], unscored, progress)) {
       tokens.add(s);
       scores.add(s);
     }

@@ -20,11 +20,13 @@ struct Perplexity {
   std::vector<double> window_nll;  ///< mean of each window: what paired comparisons need
 };
 
-/// `window` tokens per window, at most `max_windows` windows (0: all). A window is one step of the
-/// decoder if that has max_rows >= window, else several. Calls `progress` with the number of
-/// tokens of each step. Throws oq::Error as cut_windows does, or when the logits are not finite.
+/// `window` tokens per window, at most `max_windows` windows (0: all), of which the first
+/// `unscored` are only read. A window is one step of the decoder if that has max_rows >= window,
+/// else several. Calls `progress` with the number of tokens of each step. Throws oq::Error as
+/// cut_windows does, or when the logits are not finite. PRECOND: 0 < unscored < window.
 Perplexity measure_perplexity(Decoder& decoder, std::span<const int32_t> ids, int64_t window,
-                              int64_t max_windows, const std::function<void(int64_t)>& progress);
+                              int64_t max_windows, const std::function<void(int64_t)>& progress,
+                              int64_t unscored = 1);
 
 /// What changes from one model to another over the same windows. The standard errors are those of
 /// paired samples: what makes a window hard for both is no part of them.

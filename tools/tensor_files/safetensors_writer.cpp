@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "format/bytes.h"
+#include "format/replace_file.h"
 #include "tools/tensor_files/safetensors.h"
 
 namespace oq {
@@ -38,7 +39,7 @@ class PartFile {
 
   void finish() {
     if (fsync(fd_) != 0) throw error("cannot be flushed to disk");
-    if (rename(part_.c_str(), path_.c_str()) != 0) throw error("cannot be renamed");
+    if (!replace_file(part_, path_)) throw error("cannot be renamed");
     close(fd_);
     fd_ = -1;
   }
@@ -66,7 +67,8 @@ void write_safetensors(const std::filesystem::path& path, std::span<const SafeTe
         {"dtype", t.dtype}, {"shape", t.shape}, {"data_offsets", {end, end + t.data.size()}}};
     end += t.data.size();
   }
-  std::string text = header.dump();
+  // Of a name that is not UTF-8, what is: a header that nobody could read would be worse.
+  std::string text = header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   text.resize(round_up(text.size(), 8), ' ');  // so that the data are aligned
   const uint64_t length = text.size();
   PartFile out(path);

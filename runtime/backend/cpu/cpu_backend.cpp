@@ -62,6 +62,8 @@ class CpuBackend final : public Backend {
                        pool_.threads() == 1 ? "" : "s");
   }
 
+  uint64_t device_bytes() const override { return 0; }
+
   void configure(const Plan& plan) override {
     plan_ = plan;
     cache_ = std::make_unique<CpuKvCache>(plan_);

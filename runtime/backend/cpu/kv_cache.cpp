@@ -7,6 +7,7 @@
 
 #include "format/bytes.h"
 #include "format/half.h"
+#include "format/memory.h"
 #include "kernels/kv_grid.h"
 
 namespace oq {
@@ -30,9 +31,9 @@ CpuKvCache::CpuKvCache(const Plan& plan)
     all_positions_ = int64_t(all);
     const auto values = size_t(all) * size_t(head_dim_);
     const size_t size = bits_ > 8 ? size_t(bits_ / 8) : 1;
-    keys_.reset(std::calloc(values, size));
-    values_.reset(std::calloc(values, size));
-    if (bits_ <= 8) grids_.reset(std::calloc(size_t(all), 4 * sizeof(f16)));
+    keys_ = zeros(values, size, plan.pages);
+    values_ = zeros(values, size, plan.pages);
+    if (bits_ <= 8) grids_ = zeros(size_t(all), 4 * sizeof(f16), plan.pages);
   }
   if (!keys_ || !values_ || (bits_ <= 8 && !grids_)) {
     throw Error(
@@ -41,6 +42,12 @@ CpuKvCache::CpuKvCache(const Plan& plan)
          .found = fits ? fmt::format("{} MiB wanted", bytes >> 20) : "a size that overflows",
          .hint = "choose a smaller --ctx"});
   }
+}
+
+CpuKvCache::Memory CpuKvCache::zeros(size_t n, size_t size, Pages pages) {
+  Memory memory(std::calloc(n, size));
+  if (memory) advise({static_cast<std::byte*>(memory.get()), n * size}, pages);
+  return memory;
 }
 
 cpu::KvCodes CpuKvCache::codes(int64_t layer, int64_t sequence, int64_t kv_head) const {

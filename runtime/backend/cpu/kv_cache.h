@@ -10,7 +10,8 @@
 namespace oq {
 
 /// Keys and values of every layer, sequence and KV head, in the plan's type and the layouts of
-/// kernels/cpu/kernels.h. Zero pages cost no memory until a position is written.
+/// kernels/cpu/kernels.h. Zero pages cost no memory until a position is written: of huge ones
+/// (Plan::pages), a head takes 2 MiB at a time.
 class CpuKvCache {
  public:
   /// Throws oq::Error when there is no memory for it.
@@ -43,6 +44,7 @@ class CpuKvCache {
     void operator()(void* p) const { std::free(p); }
   };
   using Memory = std::unique_ptr<void, Free>;
+  static Memory zeros(size_t n, size_t size, Pages pages);
 
   int bits_;
   int64_t sequences_, kv_heads_, head_dim_;

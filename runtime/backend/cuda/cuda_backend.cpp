@@ -35,6 +35,7 @@ class CudaBackend final : public Backend {
   CudaBackend(cuda::DeviceInfo device, CudaOptions options)
       : device_(std::move(device)),
         options_(std::move(options)),
+        free_before_(cuda::device_memory().free),
         steps_(stream_, options_.captures),
         uploader_(stream_),
         linears_(stream_, device_) {
@@ -48,11 +49,20 @@ class CudaBackend final : public Backend {
                        notice.empty() ? "" : "; ", notice);
   }
 
+  uint64_t device_bytes() const override {
+    const size_t free = cuda::device_memory().free;
+    return free_before_ > free ? free_before_ - free : 0;
+  }
+
   void configure(const Plan& plan) override;
 
   std::unique_ptr<Weight> prepare(std::shared_ptr<const File> file,
                                   const TensorInfo& info) override {
-    return uploader_.upload(*file, info);
+    const float deviation = options_.random ? options_.random(info) : 0.0f;
+    if (deviation <= 0) return uploader_.upload(*file, info);
+    std::span<const uint32_t> weak;
+    if (info.kind == Kind::packed) weak = file->packed(info).weak_indices();
+    return uploader_.make(info, deviation, weak);
   }
 
   std::unique_ptr<Buffer> buffer(int64_t cols) override {
@@ -169,6 +179,7 @@ class CudaBackend final : public Backend {
 
   cuda::DeviceInfo device_;
   CudaOptions options_;
+  size_t free_before_;
   cuda::Stream stream_;
   CudaSteps steps_;
   CudaUploader uploader_;

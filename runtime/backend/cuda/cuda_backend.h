@@ -14,6 +14,9 @@ struct CudaOptions {
   std::function<void(const std::string&)> notice = {};
   /// Steps of up to 8 rows become graphs. Without, kernels are started one by one: the same bits.
   bool captures = true;
+  /// Tensors for which this gives more than 0 are made on the device, random with that deviation,
+  /// and not brought from the file: for models whose weights do not matter.
+  std::function<float(const TensorInfo&)> random = {};
 };
 
 /// The first CUDA device. Weights are uploaded and rearranged as they are prepared; between `begin`

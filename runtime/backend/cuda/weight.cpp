@@ -31,7 +31,7 @@ void CudaUploader::reserve(uint64_t bytes) {
 }
 
 void CudaUploader::finish() {
-  if (slots_.empty()) return;
+  if (slots_.empty() && staging_.bytes() == 0) return;
   stream_.synchronize();
   staging_ = cuda::Memory();
   slots_.clear();

@@ -49,6 +49,12 @@ class CudaUploader {
   /// Checks the tensor's CRC and scales first: what is on a device nobody looks at again.
   std::unique_ptr<CudaWeight> upload(const File& file, const TensorInfo& info);
 
+  /// A weight of the tensor's kind and shape, random with mean 0 (where the zero point is constant:
+  /// half a code beside it) and this deviation, made on the device. `weak` has the indices of a
+  /// packed tensor's weak columns.
+  std::unique_ptr<CudaWeight> make(const TensorInfo& info, float deviation,
+                                   std::span<const uint32_t> weak);
+
   /// Waits until all is on the device, and gives back what only uploads need.
   void finish();
 
@@ -59,6 +65,8 @@ class CudaUploader {
   };
   void copy(std::byte* to, std::span<const std::byte> from);
   void upload_packed(const File& file, const TensorInfo& info, CudaWeight& w);
+  void make_packed(const TensorInfo& info, float deviation, std::span<const uint32_t> weak,
+                   CudaWeight& w);
   void upload_dense(const File& file, const TensorInfo& info, CudaWeight& w);
 
   cuda::Stream& stream_;

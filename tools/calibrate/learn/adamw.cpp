@@ -18,7 +18,7 @@ void AdamW::add(std::string name, std::span<float> values, std::span<const float
                       .v = std::vector<float>(values.size())});
 }
 
-void AdamW::step() {
+void AdamW::step(double share) {
   constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
   constexpr float kEps = 1e-8f;
   ++steps_;
@@ -28,7 +28,7 @@ void AdamW::step() {
     float sum = 0;  // 0, or a NaN for good
     for (float g : t.gradient) sum += g - g;
     if (sum != 0) throw Error({.what = "a gradient is not finite", .where = t.name, .hint = hint_});
-    const auto rate = float(t.rate / bias1);
+    const auto rate = float(share * t.rate / bias1);
     for (size_t i = 0; i < t.values.size(); ++i) {
       const float g = t.gradient[i];
       t.m[i] = float(kBeta1) * t.m[i] + float(1 - kBeta1) * g;

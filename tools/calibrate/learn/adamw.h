@@ -19,9 +19,9 @@ class AdamW {
   void add(std::string name, std::span<float> values, std::span<const float> gradient, double rate,
            float least = -1e30f);
 
-  /// One step of everything; values stay at `least` or above. Throws oq::Error naming the tensor
-  /// whose gradient is not finite.
-  void step();
+  /// One step of everything at `share` of the rates; values stay at `least` or above. Throws
+  /// oq::Error naming the tensor whose gradient is not finite.
+  void step(double share = 1);
 
  private:
   struct Tensor {

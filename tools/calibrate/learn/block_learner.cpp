@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
+#include <numeric>
 #include <set>
 
 #include <fmt/format.h>
@@ -50,6 +52,13 @@ void add_middle(const float* x, int64_t rows, int64_t cols, std::vector<float>& 
   for (size_t k = 0; k < now.size(); ++k) middle[k] = 0.99f * middle[k] + 0.01f * now[k];
 }
 
+void add_squares(const float* x, int64_t rows, int64_t cols, std::vector<float>& squares) {
+  squares.resize(size_t(cols));
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t k = 0; k < cols; ++k) squares[size_t(k)] += x[t * cols + k] * x[t * cols + k];
+  }
+}
+
 void round_to_f16(BlockWeights& w) {
   for (auto& [name, l] : w.linears) {
     for (float& v : l.weight.values()) v = to_float(to_f16(v));
@@ -57,6 +66,15 @@ void round_to_f16(BlockWeights& w) {
 }
 
 }  // namespace
+
+Recipe Recipe::of(const Learning& options) {
+  const bool own_way = !options.faithful;
+  return {.relative = own_way,
+          .decays = own_way,
+          .bounds = own_way ? WeightQuantizer::Bounds::apart : WeightQuantizer::Bounds::together,
+          .own_targets = options.aug_loss,
+          .down = own_way};
+}
 
 void BlockLearner::Learned::compensate(ThreadPool& pool, const Matrix& w) {
   pool.parallel_for(w.rows(), 8, [&](int64_t begin, int64_t end, int) {
@@ -99,7 +117,7 @@ void BlockLearner::run() {
     set_up(false);
     apply(*given);
   } else {
-    if (transforms()) start_pairs();
+    start();
     set_up(options_.tuning == Tuning::mse);
     learn();
   }
@@ -112,11 +130,15 @@ void BlockLearner::learn() {
   }
   make_targets();
   const Learning& o = options_.learning;
+  const int64_t steps = o.epochs * ((job_.windows() + o.batch - 1) / o.batch);
+  int64_t step = 0;
   for (int64_t epoch = 0; epoch < o.epochs; ++epoch) {
     double loss = 0;
     for (int64_t first = 0; first < job_.windows(); first += o.batch) {
       const int64_t end = std::min(job_.windows(), first + o.batch);
-      const double batch_loss = learn_from(first, end);
+      const double done = double(step++) / double(steps);
+      const double rates = recipe_.decays ? 0.5 * (1 + std::cos(std::numbers::pi * done)) : 1;
+      const double batch_loss = learn_from(first, end, rates);
       if (!std::isfinite(batch_loss)) {
         throw Error({.what = "the loss is not finite",
                      .where = fmt::format("{}, epoch {}, calibration window {}",
@@ -131,42 +153,29 @@ void BlockLearner::learn() {
   }
 }
 
-void BlockLearner::start_pairs() {
-  if (const BlockParameters* ranges = job_.known().ranges) {
-    take_ranges(*ranges);
-  } else {
-    observe_inputs();
-  }
-  const bool balances = options_.scheme.activation_bits < 16 || options_.learning.faithful;
+/// What the inputs say of where to start: their ranges of transformations, their squares of grids.
+void BlockLearner::start() {
+  const bool balances = starts_from_inputs(options_);
+  const BlockParameters* ranges = job_.known().ranges;
+  const bool searches = options_.learning.clip && options_.tuning == Tuning::mse;
+  if (searches || (balances && ranges == nullptr)) observe_inputs();
+  if (ranges != nullptr) take_ranges(*ranges);
+  if (!transforms()) return;
   for (Pair& pair : transformation_->pairs()) {
     if (balances) start_pair(pair);  // otherwise 1: there is nothing to move out of activations
   }
 }
 
-/// Where shifts are not given, they start at 0.
+/// Where shifts are not given, they start at 0. PRECOND: read_input_ranges has read the scales.
 void BlockLearner::take_ranges(const BlockParameters& ranges) {
   for (const auto& [name, l] : original_.linears) {
-    const auto take = [&, &l = l](const std::string& key, std::vector<float>& to) {
-      const auto found = ranges.find(key);
-      if (found == ranges.end()) return false;
-      const Matrix& m = found->second;
-      if (m.cols() != l.in()) {
-        throw Error({.what = "the ranges of inputs have another size",
-                     .where = job_.full_name(key),
-                     .expected = std::to_string(l.in()),
-                     .found = std::to_string(m.cols()),
-                     .hint = "they are of another model"});
-      }
-      to.assign(m.values().begin(), m.values().end());
-      return true;
-    };
     InputStats& s = inputs_[name];
-    if (!take(name + ".largest", s.largest)) {
-      throw Error({.what = "has no entry in the file of --act-scales",
-                   .where = job_.full_name(name),
-                   .hint = "it is of another model"});
-    }
-    if (!take(name + ".middle", s.middle)) s.middle.resize(size_t(l.in()));
+    const std::span<const float> largest = ranges.at(name + ".largest").values();
+    s.largest.assign(largest.begin(), largest.end());
+    s.middle.assign(size_t(l.in()), 0);
+    const auto middle = ranges.find(name + ".middle");
+    if (middle == ranges.end()) continue;
+    std::copy_n(middle->second.values().begin(), s.middle.size(), s.middle.begin());
   }
 }
 
@@ -177,6 +186,7 @@ void BlockLearner::observe_inputs() {
         if (s.largest.empty()) s.largest.resize(size_t(cols));
         update_channel_max({x, size_t(rows * cols)}, s.largest);
         add_middle(x, rows, cols, s.middle);
+        add_squares(x, rows, cols, s.squares);
         for (const std::string& name : group) inputs_[name] = s;
       });
 }
@@ -214,17 +224,34 @@ void BlockLearner::start_pair(Pair& pair) const {
   for (float& v : pair.scale) v = std::max(v, Pair::kLeast);
 }
 
+/// How much an error of each of a linear's weights shows in its output, inputs apart: the sum of
+/// x^2 behind the transformations. A share of the mean is added, as to a Hessian's diagonal, for
+/// channels that the text left silent. Empty where no input was seen.
+std::vector<float> BlockLearner::importance(const std::string& linear) const {
+  const auto seen = inputs_.find(linear);
+  if (seen == inputs_.end()) return {};
+  std::vector<float> h = seen->second.squares;
+  if (transforms()) {
+    const std::vector<float>& factors = transformation_->column_factors(linear);
+    for (size_t k = 0; k < h.size(); ++k) h[k] /= factors[k] * factors[k];
+  }
+  const double mean = std::accumulate(h.begin(), h.end(), 0.0) / double(h.size());
+  for (float& v : h) v += float(options_.damp * mean);
+  return h;
+}
+
 void BlockLearner::set_up(bool search) {
   const Learning& o = options_.learning;
   const GridOptions grid{.packing = packing_of(options_.scheme), .tuning = options_.tuning};
   if (transforms()) transformation_->fold(job_.pool(), original_, folded_);
   for (const auto& [name, l] : base().linears) {
-    WeightQuantizer quantizer(l.out(), l.in(), packing_of(options_.scheme));
+    WeightQuantizer quantizer(l.out(), l.in(), packing_of(options_.scheme), true, recipe_.bounds);
     const int64_t groups = quantizer.groups();
     Learned learned{.quantizer = std::move(quantizer)};
     if (o.clip) {
-      learned.clipping = search ? learned.quantizer.searched(job_.pool(), l.weight, grid)
-                                : Clipping(l.out(), groups, Clipping::kStart);
+      learned.clipping =
+          search ? learned.quantizer.searched(job_.pool(), l.weight, grid, importance(name))
+                 : Clipping(l.out(), groups, Clipping::kStart);
       learned.gradient = Clipping(l.out(), groups, 0);
     }
     if (recipe_.compensation && name.ends_with("down")) {
@@ -335,8 +362,8 @@ void BlockLearner::make_weights() {
   }
 }
 
-/// One step from windows first .. end; returns their mean loss.
-double BlockLearner::learn_from(int64_t first, int64_t end) {
+/// One step, at a share of the rates, from windows first .. end; returns their mean loss.
+double BlockLearner::learn_from(int64_t first, int64_t end, double rates) {
   make_weights();
   fill_zero(gradients_);
   double loss = 0;
@@ -350,7 +377,7 @@ double BlockLearner::learn_from(int64_t first, int64_t end) {
     if (compensated) learned.compensation_backward(gradient);
   }
   if (transforms()) transformation_->backward(job_.pool(), folded_, gradients_);
-  optimizer_.step();
+  optimizer_.step(rates);
   return loss;
 }
 

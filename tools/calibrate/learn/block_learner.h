@@ -16,13 +16,18 @@ namespace oq::calibrate {
 
 /// What is learned from, and what is learned beside clipping and transformation.
 struct Recipe {
-  bool relative = true;       ///< errors count by the size of their token's target
+  bool relative = true;  ///< errors count by the size of their token's target
+  bool decays = true;    ///< rates fall to 0 along half a cosine
+  WeightQuantizer::Bounds bounds = WeightQuantizer::Bounds::apart;
   bool own_targets = false;   ///< also towards the full-precision block on the same inputs
   bool cosine = false;        ///< log_cosine beside the squared error
   bool attention = false;     ///< map_divergence from the full-precision block on the same inputs
   bool compensation = false;  ///< W + a b^T before down is quantized, in this block
   bool down = true;           ///< LET: up -> down
   bool f16_folds = false;     ///< LET: codes are chosen from folded weights in f16
+
+  /// What all methods that learn have in common.
+  static Recipe of(const Learning& options);
 };
 
 /// Learns clipping (LWC) and transformation (LET) of one block, so that the block with quantized
@@ -46,6 +51,7 @@ class BlockLearner {
   struct InputStats {
     std::vector<float> largest;  ///< max |x|
     std::vector<float> middle;   ///< of the range: 0.99 of the windows before, 0.01 of the next
+    std::vector<float> squares;  ///< sum of x^2
   };
   /// A linear while it learns.
   struct Learned {
@@ -69,8 +75,9 @@ class BlockLearner {
     float least = -1e30f;
   };
 
-  void start_pairs();
+  void start();
   void observe_inputs();
+  std::vector<float> importance(const std::string& linear) const;
   void take_ranges(const BlockParameters& ranges);
   void start_pair(Pair& pair) const;
   /// Clipping starts at 4.0, or, with `search`, where a search puts it.
@@ -80,7 +87,7 @@ class BlockLearner {
   void learn();
   void make_targets();
   void make_weights();
-  double learn_from(int64_t first, int64_t end);
+  double learn_from(int64_t first, int64_t end, double rates);
   double learn_window(int64_t window, double share);
   double towards(std::span<const float> target, double share);
   const Matrix& source(const std::string& name, const Learned& learned) const;

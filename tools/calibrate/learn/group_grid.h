@@ -41,6 +41,26 @@ inline float scale_gradient(const GroupGrid& g, const float* x, int64_t n, const
   return lane_sum(n, [&](int64_t i) { return element_gradient(g, x[i], d[i]).scale; });
 }
 
+/// What a group passes back to the ends of its range, with Q(x) = low end + scale * code and the
+/// zero point's rounding, too, taken as straight through: a clipped element follows the end that it
+/// lies at, and the others move with the scale.
+struct EndGradients {
+  float scale;  ///< of what is not clipped
+  float low, high;
+};
+inline EndGradients end_gradients(const GroupGrid& g, const float* x, int64_t n, const float* d) {
+  const auto step = [&](int64_t i) {
+    return round_even(std::min(std::max(x[i] / g.scale, g.low - 1), g.high + 1));
+  };
+  return {.scale = lane_sum(n,
+                            [&](int64_t i) {
+                              const float r = step(i);
+                              return r < g.low || r > g.high ? 0.0f : d[i] * (r - x[i] / g.scale);
+                            }),
+          .low = lane_sum(n, [&](int64_t i) { return step(i) < g.low ? d[i] : 0.0f; }),
+          .high = lane_sum(n, [&](int64_t i) { return step(i) > g.high ? d[i] : 0.0f; })};
+}
+
 /// d becomes dx, without what goes through scale and range.
 inline void pass_gradient(const GroupGrid& g, const float* x, int64_t n, float* d) {
   for (int64_t i = 0; i < n; ++i) d[i] = element_gradient(g, x[i], d[i]).x;

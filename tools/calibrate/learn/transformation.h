@@ -56,6 +56,11 @@ class Transformation {
   std::vector<Pair>& pairs() { return pairs_; }
   const std::vector<Pair>& pairs() const { return pairs_; }
 
+  /// Of the last `fold`: what a linear's columns were multiplied by.
+  const std::vector<float>& column_factors(const std::string& linear) const {
+    return sides_.at(linear).columns;
+  }
+
   /// `folded` (of the same shape) becomes `original` with every pair in its weights, norms and
   /// biases. Products that a weight takes part in are made in a fixed order.
   void fold(ThreadPool& pool, const BlockWeights& original, BlockWeights& folded);

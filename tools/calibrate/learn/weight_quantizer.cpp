@@ -42,11 +42,12 @@ Clipping::Clipping(int64_t rows, int64_t groups, float start)
 }
 
 WeightQuantizer::WeightQuantizer(int64_t rows, int64_t cols, const Packing& packing,
-                                 bool stored_scales)
+                                 bool stored_scales, Bounds bounds)
     : rows_(rows),
       cols_(cols),
       packing_(packing),
       stored_scales_(stored_scales),
+      bounds_(bounds),
       kernels_(cpu::best_kernels()) {
   const PackedLayout layout = PackedLayout::of(uint64_t(rows), uint64_t(cols), packing);  // checks
   groups_ = int64_t(layout.groups);
@@ -77,8 +78,8 @@ void WeightQuantizer::fit(int64_t row, int64_t group, const Range& r, const Clip
                            : round_even(std::clamp(-low / scale, -kLargestZero, kLargestZero));
 }
 
-Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w,
-                                   const GridOptions& options) const {
+Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w, const GridOptions& options,
+                                   std::span<const float> importance) const {
   Clipping start(rows_, groups_, Clipping::kStart);
   const int steps = groups_ == 1 ? options.row_steps : options.group_steps;
   pool.parallel_for(rows_, 4, [&](int64_t begin, int64_t end, int) {
@@ -86,7 +87,9 @@ Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w,
       for (int64_t g = 0; g < groups_; ++g) {
         const int64_t first = g * group_, n = std::min(group_, cols_ - first);
         const auto group = w.row(r).subspan(size_t(first), size_t(n));
-        const Grid grid = fit_grid(group, options, steps);
+        const auto counts =
+            importance.empty() ? importance : importance.subspan(size_t(first), size_t(n));
+        const Grid grid = fit_grid(group, options, steps, counts);
         const Range ends = range(group.data(), n);
         const float span = std::max(std::fabs(ends.most), std::fabs(ends.least));
         const bool symmetric = is_symmetric(packing_);
@@ -144,17 +147,25 @@ void WeightQuantizer::backward_group(int64_t row, int64_t group, const float* w,
   const float lower = factor(clipping.lower, row, group);
   const float high = upper * r.most, low = lower * r.least;
   float d_high = 0, d_low = 0;
-  const float ds = scale_gradient(grid, w, n, d);
   if (is_symmetric(packing_)) {
+    const float ds = scale_gradient(grid, w, n, d);
     const float span = std::max(std::fabs(high), std::fabs(low)) / float(packing_.zero);
     const float d_span = span < kLeastScale || span > kLargestScale ? 0 : ds / float(packing_.zero);
     const float share = std::fabs(high) == std::fabs(low) ? 0.5f : 1.0f;
     if (std::fabs(high) >= std::fabs(low)) d_high = share * std::copysign(d_span, d_span * high);
     if (std::fabs(low) >= std::fabs(high)) d_low = share * std::copysign(d_span, d_span * low);
   } else {
-    const float span = (high - low) / float(packing_.max_code());
-    if (span >= kLeastScale && span <= kLargestScale) d_high = ds / float(packing_.max_code());
-    d_low = -d_high;
+    const auto steps = float(packing_.max_code());
+    const float span = (high - low) / steps;
+    const bool moves = span >= kLeastScale && span <= kLargestScale;
+    if (moves && bounds_ == Bounds::together) {
+      d_high = scale_gradient(grid, w, n, d) / steps;
+      d_low = -d_high;
+    } else if (moves) {
+      const EndGradients ends = end_gradients(grid, w, n, d);
+      d_high = ends.scale / steps + ends.high;
+      d_low = -ends.scale / steps + ends.low;
+    }
   }
   if (!clipping.upper.empty()) {
     d_clipping.upper(row, group) = d_high * r.most * upper * (1 - upper);

@@ -22,13 +22,22 @@ struct Clipping {
 ///   asymmetric  s = clip((high - low) / L, 1e-5, 1e4), z = R(clip(-low / s, -1e4, 1e4))
 ///   symmetric   s = clip(max(|low|, |high|) / z, 1e-5, 1e4), z the packing's constant
 ///   Q(w) = s (clip(R(w / s) + z, 0, L) - z)
-/// Rounding passes gradients through, but for z, which has none; gradients of the range go to the
-/// extreme weights, in equal parts where several are equal (torch's amax). One thread at a time.
+/// Rounding passes gradients through, but for z, which has none unless `Bounds::apart` says so;
+/// gradients of the range go to the extreme weights, in equal parts where several are equal
+/// (torch's amax). One thread at a time.
 class WeightQuantizer {
  public:
+  /// How an asymmetric range's bounds learn.
+  enum class Bounds {
+    together,  ///< as in the references: a bound acts through s alone, so that what moves one end
+               ///< moves the other against it
+    apart,     ///< z passes gradients through as well, so that clipped weights move their own end
+  };
+
   /// `stored_scales`: s is rounded to the f16 that a file holds, straight through; otherwise it
   /// stays fp32 as in the references' tests. Throws oq::Error where the packing is none.
-  WeightQuantizer(int64_t rows, int64_t cols, const Packing& packing, bool stored_scales = true);
+  WeightQuantizer(int64_t rows, int64_t cols, const Packing& packing, bool stored_scales = true,
+                  Bounds bounds = Bounds::together);
 
   int64_t groups() const { return groups_; }
   /// [rows][groups], of the last `forward`.
@@ -37,7 +46,9 @@ class WeightQuantizer {
 
   /// Bounds from which to start that clip as the best of a search over grids does (Tuning::mse of
   /// `options`, solver/grid.h), within a factor of 0.02 .. 0.982. `w` as in `forward`.
-  Clipping searched(ThreadPool& pool, const Matrix& w, const GridOptions& options) const;
+  /// `importance` [cols], or empty, is the search's.
+  Clipping searched(ThreadPool& pool, const Matrix& w, const GridOptions& options,
+                    std::span<const float> importance = {}) const;
 
   /// out = Q(w), [rows][cols]. Throws oq::Error naming the row whose weights are not finite.
   void forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping, Matrix& out);
@@ -62,6 +73,7 @@ class WeightQuantizer {
   int64_t rows_, cols_, groups_, group_;
   Packing packing_;
   bool stored_scales_;
+  Bounds bounds_;
   const cpu::Kernels& kernels_;
   Matrix scales_, zeros_;
 };

@@ -36,6 +36,23 @@ namespace {
 constexpr int kFewerBits = 1, kMoreBits = 2;  ///< widths tried around the scheme's
 constexpr int64_t kWeakShare = 64;  ///< with --target-bits, one column of so many may be weak
 
+/// With --target-bits, what linears may take.
+std::vector<int> widths(const Options& o) {
+  std::vector<int> all;
+  const int bits = o.scheme.weight_bits;
+  for (int b = std::max(2, bits - kFewerBits); b <= std::min(8, bits + kMoreBits); ++b) {
+    all.push_back(b);
+  }
+  return all;
+}
+
+/// How many weak columns a linear may have.
+std::vector<int64_t> weak_counts(const Options& o, int64_t cols) {
+  if (o.weak_columns > 0) return {0, std::min(o.weak_columns, cols)};
+  if (o.target_bits > 0) return {0, std::max<int64_t>(1, cols / kWeakShare)};
+  return {0};
+}
+
 /// A way to quantize one linear.
 struct Candidate {
   std::string how;
@@ -51,6 +68,15 @@ struct Candidate {
 struct Variant {
   BlockWeights weights;
   std::map<std::string, std::vector<Candidate>> candidates = {};
+  bool learned = false;  ///< the first candidate of each linear has learned grids
+};
+
+/// What is known of the inputs of a group of linears, as they are or as the scheme quantizes them.
+struct Inputs {
+  const Moments& moments;
+  bool quantized = false;
+  /// Without weak columns neither the linear nor its width changes the order of columns.
+  std::optional<InverseFactor> factor = {};
 };
 
 /// One of its candidates for every linear.
@@ -176,7 +202,32 @@ class BlockSearch {
 
 class Auto final : public Method {
  public:
+  explicit Auto(const Options& o) : options_(o) {}
+
   bool needs_targets() const override { return true; }
+
+  void check(const ModelConfig& config) const override {
+    if (options_.target_bits == 0) return;
+    uint64_t least = 0, weights = 0;
+    for (const TensorSpec& spec : tensor_specs(config)) {
+      if (spec.role != Role::linear || spec.name.rfind("blocks.0.", 0) != 0) continue;
+      const auto rows = uint64_t(spec.rows), cols = uint64_t(spec.cols);
+      uint64_t narrowest = std::numeric_limits<uint64_t>::max();
+      for (const int width : widths(options_)) {
+        const auto layout = PackedLayout::of(rows, cols, packing(options_, width));
+        narrowest = std::min(narrowest, layout.bytes);
+      }
+      least += narrowest;
+      weights += rows * cols;
+    }
+    if (least <= budget(weights)) return;
+    throw Error({.what = "is less than the narrowest linears take, scales and all",
+                 .where = "--target-bits",
+                 .expected = fmt::format("{:.2f} or more",
+                                         std::ceil(800 * double(least) / double(weights)) / 100),
+                 .found = fmt::format("{}", options_.target_bits),
+                 .hint = "or take a --scheme of fewer bits or larger groups"});
+  }
 
   void quantize(BlockJob& job) override {
     const Options& o = job.options();
@@ -196,13 +247,14 @@ class Auto final : public Method {
       choice = search.best();
       least = search.least();
     }
+    (best == &plain ? learned : plain) = {};  // a block's memory and more
     if (o.target_bits > 0) std::tie(choice, least) = spend(job, *best);
     if (choice.empty()) {
       throw Error({.what = "every way to quantize the block leaves an output that is not finite",
                    .where = job.full_name("output"),
                    .hint = "raise --damp, or take a scheme with more bits"});
     }
-    job.add_loss(least);
+    job.set_output_error(least);
     store(job, *best, choice);
   }
 
@@ -215,13 +267,13 @@ class Auto final : public Method {
     }
     Variant v{job.weights()};
     const Learning& l = job.options().learning;
-    BlockLearner learner(job, *graph_,
-                         {.relative = !l.faithful, .own_targets = l.aug_loss, .down = !l.faithful});
+    BlockLearner learner(job, *graph_, Recipe::of(l));
     learner.run();
     if (l.transform) v.weights = learner.folded();
     for (const auto& [name, done] : job.done()) {
       v.candidates[name].push_back({"learned", done.linear, done.report});
     }
+    v.learned = true;
     return v;
   }
 
@@ -233,14 +285,14 @@ class Auto final : public Method {
       std::map<std::string, Moments> moments = observe_moments(job, batch, false), quantized;
       if (integers) quantized = observe_moments(job, batch, true);
       for (const InputGroup& group : batch) {
+        Inputs inputs{.moments = moments[group.front()]};
+        Inputs on_grid{.moments = quantized[group.front()], .quantized = true};
         for (const std::string& name : group) {
           with_place(job.full_name(name), [&] {
             for (int width : widths) {
-              add(job, v, name, width, moments[group.front()], nullptr);
-              if (integers) {
-                const Moments& q = quantized[group.front()];
-                add(job, v, name, width, moments[group.front()], &q);
-              }
+              add_rounded(job, v, name, width, inputs.moments);
+              add(job, v, name, width, inputs, inputs.moments);
+              if (integers) add(job, v, name, width, on_grid, inputs.moments);
             }
           });
         }
@@ -248,62 +300,76 @@ class Auto final : public Method {
     }
   }
 
-  /// All candidates of a linear at one width. With `reformulated`, from weights made for quantized
-  /// inputs.
-  static void add(BlockJob& job, Variant& v, const std::string& name, int width,
-                  const Moments& seen, const Moments* reformulated) {
-    const Options& o = job.options();
-    const Matrix& w = v.weights.linears.at(name).weight;
-    std::vector<Candidate>& candidates = v.candidates[name];
+  static GptqOptions gptq_options(const Options& o, int width) {
     GptqOptions options{.grid = {.packing = packing(o, width), .tuning = o.tuning},
                         .static_groups = o.static_groups};
     options.grid.packing.weak_bf16 = o.weak_bf16;
-    const auto keep = [&](const char* how, QuantizedLinear q, double damp) {
-      LinearReport report{.name = job.full_name(name), .output_error = NAN};
-      const Matrix result = q.dequantize();
-      if (seen.windows > 0) {
-        report.output_error = relative_output_error(job.pool(), w, result, seen.hessian);
-      }
-      report.weight_error = relative_weight_error(w, result);
-      report.weak_columns = int64_t(q.weak.size());
-      report.damp = damp;
-      candidates.push_back({fmt::format("{} w{}{}", how, width, q.weak.empty() ? "" : " weak"),
-                            std::move(q), std::move(report)});
-    };
-    if (reformulated == nullptr) keep("rounded", round_to_nearest(job.pool(), w, options.grid), 0);
+    return options;
+  }
+
+  /// A candidate more; its error is that on the inputs as they are.
+  static void keep(BlockJob& job, Variant& v, const std::string& name, std::string how,
+                   QuantizedLinear q, const Moments& seen, double damp) {
+    const Matrix& w = v.weights.linears.at(name).weight;
+    LinearReport report{.name = job.full_name(name), .output_error = NAN};
+    const Matrix result = q.dequantize();
+    if (seen.windows > 0) {
+      report.output_error = relative_output_error(job.pool(), w, result, seen.hessian);
+    }
+    report.weight_error = relative_weight_error(w, result);
+    report.weak_columns = int64_t(q.weak.size());
+    report.damp = damp;
+    how += fmt::format(" w{}{}", q.packing.bits, q.weak.empty() ? "" : " weak");
+    v.candidates[name].push_back({std::move(how), std::move(q), std::move(report)});
+  }
+
+  static void add_rounded(BlockJob& job, Variant& v, const std::string& name, int width,
+                          const Moments& seen) {
+    const Matrix& w = v.weights.linears.at(name).weight;
+    auto q = round_to_nearest(job.pool(), w, gptq_options(job.options(), width).grid);
+    keep(job, v, name, "rounded", std::move(q), seen, 0);
+  }
+
+  /// The candidates of a linear at one width with errors made up for; where `inputs` are quantized,
+  /// from weights made for that.
+  static void add(BlockJob& job, Variant& v, const std::string& name, int width, Inputs& inputs,
+                  const Moments& seen) {
     if (seen.windows == 0) return;  // an expert that no token chose
-    const Moments& moments = reformulated != nullptr ? *reformulated : seen;
+    const Options& o = job.options();
+    const Matrix& w = v.weights.linears.at(name).weight;
+    const GptqOptions options = gptq_options(o, width);
+    const char* how = inputs.quantized ? "reformulated" : "compensated";
     for (const int64_t count : weak_counts(o, w.cols())) {
-      const std::vector<float> diag = diagonal(moments.hessian);
-      std::vector<uint32_t> weak;
+      std::optional<InverseFactor> own;
       if (count > 0) {
-        weak = largest(sensitivity(job.pool(), w, diag, options.grid), uint32_t(count));
+        const auto scores =
+            sensitivity(job.pool(), w, diagonal(inputs.moments.hessian), options.grid);
+        own = factor_of(job, name, inputs.moments, largest(scores, uint32_t(count)));
+      } else if (!inputs.factor) {
+        inputs.factor = factor_of(job, name, inputs.moments, {});
       }
-      const InverseFactor factor =
-          invert(job.pool(), moments.hessian,
-                 column_order(w.cols(), weak, o.act_order ? diag : std::vector<float>()),
-                 damping_of(job, name));
+      const InverseFactor& factor = own ? *own : *inputs.factor;
       std::optional<Matrix> start;
-      if (reformulated != nullptr) start = reformulate(job.pool(), w, moments.cross, factor);
+      if (inputs.quantized) start = reformulate(job.pool(), w, inputs.moments.cross, factor);
       const Matrix* from = start ? &*start : nullptr;
-      keep(from != nullptr ? "reformulated" : "compensated",
-           gptq(job.pool(), w, factor, options, from).linear, factor.damp);
-      const QuantizedLinear* grids = learned_of(candidates, width);
-      if (grids == nullptr) continue;
+      keep(job, v, name, how, gptq(job.pool(), w, factor, options, from).linear, seen, factor.damp);
+      if (!v.learned || width != o.scheme.weight_bits) continue;
+      const QuantizedLinear& grids = v.candidates.at(name).front().linear;
       GptqOptions on_learned = options;
-      on_learned.grid.packing = grids->packing;
+      on_learned.grid.packing = grids.packing;
       on_learned.grid.packing.weak_bf16 = o.weak_bf16;
-      on_learned.grids_of = grids;
-      keep(from != nullptr ? "reformulated on the learned grid" : "compensated on the learned grid",
-           gptq(job.pool(), w, factor, on_learned, from).linear, factor.damp);
+      on_learned.grids_of = &grids;
+      keep(job, v, name, std::string(how) + " on the learned grid",
+           gptq(job.pool(), w, factor, on_learned, from).linear, seen, factor.damp);
     }
   }
 
-  /// Those that learned the grids at this width, or nullptr.
-  static const QuantizedLinear* learned_of(const std::vector<Candidate>& candidates, int width) {
-    if (candidates.empty() || candidates.front().how != "learned") return nullptr;
-    const QuantizedLinear& q = candidates.front().linear;
-    return q.packing.bits == width ? &q : nullptr;
+  static InverseFactor factor_of(BlockJob& job, const std::string& name, const Moments& moments,
+                                 std::span<const uint32_t> weak) {
+    std::vector<float> score;
+    if (job.options().act_order) score = diagonal(moments.hessian);
+    return invert(job.pool(), moments.hessian, column_order(moments.hessian.cols(), weak, score),
+                  damping_of(job, name));
   }
 
   static Packing packing(const Options& o, int width) {
@@ -313,23 +379,18 @@ class Auto final : public Method {
     return packing_of(s);
   }
 
-  static std::vector<int64_t> weak_counts(const Options& o, int64_t cols) {
-    if (o.weak_columns > 0) return {0, std::min(o.weak_columns, cols)};
-    if (o.target_bits > 0) return {0, std::max<int64_t>(1, cols / kWeakShare)};
-    return {0};
+  uint64_t budget(uint64_t weights) const {
+    return uint64_t(options_.target_bits * double(weights) / 8);
   }
 
   /// The variant's best choice within the block's share of --target-bits.
   std::pair<Choice, double> spend(BlockJob& job, Variant& v) const {
-    const Options& o = job.options();
-    std::vector<int> widths;
-    for (int b = o.scheme.weight_bits - kFewerBits; b <= o.scheme.weight_bits + kMoreBits; ++b) {
-      if (b >= 2 && b <= 8 && b != o.scheme.weight_bits) widths.push_back(b);
-    }
-    add_compensated(job, v, widths);
-    double weights = 0;
-    for (const auto& [name, l] : v.weights.linears) weights += double(l.out()) * double(l.in());
-    BlockSearch search(job, v, uint64_t(o.target_bits * weights / 8));
+    std::vector<int> others = widths(options_);
+    others.erase(std::find(others.begin(), others.end(), options_.scheme.weight_bits));
+    add_compensated(job, v, others);
+    uint64_t weights = 0;
+    for (const auto& [name, l] : v.weights.linears) weights += uint64_t(l.out() * l.in());
+    BlockSearch search(job, v, budget(weights));
     search.start();
     search.buy();
     search.improve();
@@ -351,11 +412,20 @@ class Auto final : public Method {
     job.apply();
   }
 
+  Options options_;
   std::unique_ptr<BlockGraph> graph_;  ///< keeps its buffers from block to block
 };
 
 }  // namespace
 
-std::unique_ptr<Method> make_auto(const Options&) { return std::make_unique<Auto>(); }
+AutoCandidates auto_candidates(const Options& o) {
+  const int64_t inputs = o.scheme.activation_bits < 16 ? 2 : 1;
+  const int64_t compensated = inputs * int64_t(weak_counts(o, kWeakShare).size());
+  AutoCandidates n{.plain = 1 + compensated, .learned = 2 + 2 * compensated};
+  if (o.target_bits > 0) n.mixed = int64_t(widths(o).size() - 1) * n.plain;
+  return n;
+}
+
+std::unique_ptr<Method> make_auto(const Options& o) { return std::make_unique<Auto>(o); }
 
 }  // namespace oq::calibrate

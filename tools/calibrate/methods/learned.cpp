@@ -10,11 +10,13 @@
 /// Its five levels are a scheme, w2*. Attention maps are compared to those of the full-precision
 /// block on the same inputs, where the reference has those of the full-precision model.
 ///
-/// A token's error counts by the size of its target, not as it is.
+/// A token's error counts by the size of its target, not as it is; rates fall to 0; clipping starts
+/// from the grids that lose least of the outputs, and its two bounds learn apart.
 ///
 /// --faithful keeps to their code where it differs and a file can express it: q and k scaled by
 /// dimension under RoPE (which is no equivalence), scales started from one linear of each pair and
-/// the first query head of a group; errors as they are; and for OmniQuant no up -> down, and codes
+/// the first query head of a group; errors as they are, rates too; bounds from 4.0 that move
+/// together; and for OmniQuant no up -> down, and codes
 /// chosen from weights folded in f16.
 
 #include "tools/calibrate/learn/block_learner.h"
@@ -44,14 +46,14 @@ class Learner final : public Method {
   Recipe recipe(const BlockJob& job) const {
     const Learning& o = job.options().learning;
     const int64_t from_end = job.config().blocks - job.index();
-    return {.relative = !o.faithful,
-            .own_targets = abq_ || o.aug_loss,
-            .cosine = abq_,
-            .attention = abq_,
-            .compensation =
-                abq_ && o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks),
-            .down = abq_ || !o.faithful,
-            .f16_folds = !abq_ && o.faithful};
+    Recipe r = Recipe::of(o);
+    if (abq_) {
+      r.own_targets = r.cosine = r.attention = r.down = true;
+      r.compensation = o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks);
+    } else {
+      r.f16_folds = o.faithful;
+    }
+    return r;
   }
 
   bool abq_;

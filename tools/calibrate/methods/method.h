@@ -20,6 +20,10 @@ class Method {
   /// (BlockJob::target).
   virtual bool needs_targets() const { return false; }
 
+  /// Throws oq::Error where the options ask for what no model of this shape can have. Called before
+  /// any work.
+  virtual void check(const ModelConfig&) const {}
+
   /// Stores every linear that is to be quantized. Throws oq::Error naming the tensor.
   virtual void quantize(BlockJob& job) = 0;
 };
@@ -27,6 +31,18 @@ class Method {
 /// Throws oq::Error that lists the names.
 std::unique_ptr<Method> make_method(const Options& options);
 std::vector<std::string_view> method_names();
+
+/// The methods that read a flag of oq-calibrate ("--damp"); none where it is not for methods to
+/// say. --text and its windows are not: any method may be given them, as may smoothing before it.
+std::vector<std::string_view> readers(std::string_view flag);
+
+/// Candidates of one linear that `auto` compares, each of a byte a weight: of the block as it is
+/// and of the learned one at the scheme's width, and of the better of them at the other widths of
+/// --target-bits. An expert that saw no token has fewer.
+struct AutoCandidates {
+  int64_t plain = 0, learned = 0, mixed = 0;
+};
+AutoCandidates auto_candidates(const Options& options);
 
 std::unique_ptr<Method> make_rounding(const Options& options);
 std::unique_ptr<Method> make_hessian_method(const Options& options);

@@ -7,17 +7,75 @@
 namespace oq::calibrate {
 namespace {
 
+/// Flags that the same methods read.
+enum Flags : unsigned {
+  kGrids = 1,
+  kCompensation = 2,  ///< of errors, through the Hessian
+  kOrder = 4,         ///< of a block's linears
+  kWeak = 8,
+  kWeakPlaces = 16,
+  kLearning = 32,
+  kTargets = 64,
+  kParameters = 128,
+};
+
+struct Flag {
+  std::string_view name;
+  Flags group;
+};
+
+constexpr Flag kFlags[] = {{"--tuning", kGrids},
+                           {"--act-order", kCompensation},
+                           {"--static-groups", kCompensation},
+                           {"--damp", kCompensation},
+                           {"--true-sequential", kOrder},
+                           {"--target-bits", kWeak},
+                           {"--weak-columns", kWeak},
+                           {"--weak-type", kWeak},
+                           {"--layers", kWeakPlaces},
+                           {"--paper-counts", kWeakPlaces},
+                           {"--epochs", kLearning},
+                           {"--batch-size", kLearning},
+                           {"--lwc", kLearning},
+                           {"--let", kLearning},
+                           {"--lwc-lr", kLearning},
+                           {"--let-lr", kLearning},
+                           {"--faithful", kLearning},
+                           {"--aug-loss", kTargets},
+                           {"--save-params", kParameters},
+                           {"--params", kParameters},
+                           {"--act-scales", kParameters},
+                           {"--act-shifts", kParameters}};
+
 struct Row {
   std::string_view name;
   std::unique_ptr<Method> (*make)(const Options&);
+  unsigned reads;  ///< Flags
 };
 
 constexpr Row kMethods[] = {
-    {"rtn", make_rounding},        {"smoothquant", make_rounding}, {"act-only", make_rounding},
-    {"gptq", make_hessian_method}, {"owq", make_hessian_method},   {"awrq", make_hessian_method},
-    {"omniquant", make_learner},   {"abq", make_learner},          {"auto", make_auto}};
+    {"rtn", make_rounding, kGrids},
+    {"smoothquant", make_rounding, kGrids},
+    {"act-only", make_rounding, 0},
+    {"gptq", make_hessian_method, kGrids | kCompensation | kOrder},
+    {"owq", make_hessian_method, kGrids | kCompensation | kOrder | kWeak | kWeakPlaces},
+    {"awrq", make_hessian_method, kGrids | kCompensation | kOrder},
+    {"omniquant", make_learner, kGrids | kLearning | kTargets | kParameters},
+    {"abq", make_learner, kGrids | kLearning | kParameters},
+    {"auto", make_auto, kGrids | kCompensation | kWeak | kLearning | kTargets}};
 
 }  // namespace
+
+std::vector<std::string_view> readers(std::string_view flag) {
+  std::vector<std::string_view> names;
+  for (const Flag& f : kFlags) {
+    if (f.name != flag) continue;
+    for (const Row& row : kMethods) {
+      if ((row.reads & f.group) != 0) names.push_back(row.name);
+    }
+  }
+  return names;
+}
 
 std::vector<std::string_view> method_names() {
   std::vector<std::string_view> names;

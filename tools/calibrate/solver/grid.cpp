@@ -82,9 +82,14 @@ Grid minmax_grid(const Range& r, const GridOptions& options) {
 /// what it clips lies at the ends, and most grids are out of the running after a few of those.
 class Search {
  public:
-  Search(std::span<const float> weights, const GridOptions& options)
+  Search(std::span<const float> weights, const GridOptions& options,
+         std::span<const float> importance)
       : options_(options), weights_(weights.begin(), weights.end()) {
-    std::sort(weights_.begin(), weights_.end());
+    if (importance.empty()) {
+      std::sort(weights_.begin(), weights_.end());
+    } else {
+      sort_with(importance);
+    }
     steps_.resize(weights_.size());
     codes_.resize(weights_.size());
     errors_.resize(weights_.size());
@@ -114,9 +119,25 @@ class Search {
   }
 
  private:
+  void sort_with(std::span<const float> importance) {
+    std::vector<std::pair<float, float>> pairs(weights_.size());
+    for (size_t k = 0; k < pairs.size(); ++k) pairs[k] = {weights_[k], importance[k]};
+    std::sort(pairs.begin(), pairs.end());
+    importance_.resize(pairs.size());
+    for (size_t k = 0; k < pairs.size(); ++k) {
+      weights_[k] = pairs[k].first;
+      importance_[k] = pairs[k].second;
+    }
+  }
+
+  /// What an error of x steps at sorted weight k costs, in units.
+  float cost(float x, size_t k) const {
+    return importance_.empty() ? power_2_4(x) : importance_[k] * x * x;
+  }
+
   void set_scale(float scale) {
     scale_ = scale;
-    unit_ = std::pow(double(scale), 2.4);
+    unit_ = importance_.empty() ? std::pow(double(scale), 2.4) : double(scale) * scale;
     have_sums_ = false;
     for (size_t k = 0; k < weights_.size(); ++k) {
       steps_[k] = weights_[k] / scale;
@@ -125,8 +146,14 @@ class Search {
   }
 
   void sum_errors() {
-    for (size_t k = 0; k < weights_.size(); ++k) {
-      errors_[k] = power_2_4(std::fabs(steps_[k] - codes_[k]));
+    const size_t n = weights_.size();
+    if (importance_.empty()) {
+      for (size_t k = 0; k < n; ++k) errors_[k] = power_2_4(std::fabs(steps_[k] - codes_[k]));
+    } else {
+      for (size_t k = 0; k < n; ++k) {
+        const float x = steps_[k] - codes_[k];
+        errors_[k] = importance_[k] * x * x;
+      }
     }
     for (size_t k = 0; k < weights_.size(); ++k) sums_[k + 1] = sums_[k] + double(errors_[k]);
     have_sums_ = true;
@@ -139,10 +166,10 @@ class Search {
     double clipped = 0;
     size_t begin = 0, end = weights_.size();
     for (; begin < end && codes_[begin] < low && clipped <= limit; ++begin) {
-      clipped += double(power_2_4(low - steps_[begin]));
+      clipped += double(cost(low - steps_[begin], begin));
     }
     for (; end > begin && codes_[end - 1] > high && clipped <= limit; --end) {
-      clipped += double(power_2_4(steps_[end - 1] - high));
+      clipped += double(cost(steps_[end - 1] - high, end - 1));
     }
     if (clipped > limit) return std::numeric_limits<double>::infinity();
     if (!have_sums_) sum_errors();
@@ -150,21 +177,23 @@ class Search {
   }
 
   const GridOptions& options_;
-  std::vector<float> weights_;  ///< ascending
-  std::vector<float> steps_;    ///< weights / scale
-  std::vector<float> codes_;    ///< rounded
-  std::vector<float> errors_;   ///< |steps - codes|^2.4
-  std::vector<double> sums_;    ///< of errors before k
+  std::vector<float> weights_;     ///< ascending
+  std::vector<float> importance_;  ///< of weights_, or empty
+  std::vector<float> steps_;       ///< weights / scale
+  std::vector<float> codes_;       ///< rounded
+  std::vector<float> errors_;      ///< cost(|steps - codes|)
+  std::vector<double> sums_;       ///< of errors before k
   bool have_sums_ = false;
   float scale_ = 1;
-  double unit_ = 1;  ///< scale^2.4
+  double unit_ = 1;  ///< scale^2.4, or scale^2
   double best_error_ = std::numeric_limits<double>::max();
   Grid best_;
 };
 
 }  // namespace
 
-Grid fit_grid(std::span<const float> weights, const GridOptions& options, int steps) {
+Grid fit_grid(std::span<const float> weights, const GridOptions& options, int steps,
+              std::span<const float> importance) {
   const Packing& p = options.packing;
   if (is_symmetric(p) && p.zero <= 0) {
     throw Error(
@@ -172,7 +201,7 @@ Grid fit_grid(std::span<const float> weights, const GridOptions& options, int st
   }
   const Range range = range_of(weights);
   if (options.tuning == Tuning::minmax || weights.empty()) return minmax_grid(range, options);
-  return Search(weights, options).run(range, std::max(1, steps));
+  return Search(weights, options, importance).run(range, std::max(1, steps));
 }
 
 }  // namespace oq::calibrate

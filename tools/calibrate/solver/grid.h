@@ -48,10 +48,13 @@ struct GridOptions {
 ///   minmax, symmetric   s = max(-low, high) / z, z the packing's constant: at 2^(b-1) a weight
 ///                       at the positive end is clipped by a step (OWQ), at 2^(b-1) - 1 none is
 ///   mse                 of s_i = s i / steps, i = 1..steps, and, when asymmetric, all zero points
-///                       0..qmax the pair with the least sum |w - Q(w)|^2.4; of equals the first
+///                       0..qmax the pair with the least sum |w - Q(w)|^2.4; of equals the first.
+///                       With `importance` (E[x^2] of each weight's input), the least
+///                       sum importance |w - Q(w)|^2: what the output loses, inputs apart
 ///
 /// A scale is rounded to f16 first, unless fp32_scales; one that rounds to 0 becomes the smallest.
 /// Throws oq::Error on a weight that is not finite, or a scale beyond f16.
-Grid fit_grid(std::span<const float> weights, const GridOptions& options, int steps);
+Grid fit_grid(std::span<const float> weights, const GridOptions& options, int steps,
+              std::span<const float> importance = {});
 
 }  // namespace oq::calibrate
