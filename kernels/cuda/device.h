@@ -94,9 +94,6 @@ OQ_DEVICE Words2 load_stream(const Words2* p) {
 // operands laid out anew), copies are never under way. Bit planes alone are missing (mma_and_popc).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 #define OQ_SM_75
-constexpr bool kSm75 = true;
-#else
-constexpr bool kSm75 = false;
 #endif
 
 /// 16 bytes from global to shared memory, which must not be read before this thread has waited

@@ -15,10 +15,14 @@ using IntegerMultiplier =
                                        : kFive                        ? 2
                                                                       : 4>>;
 
-/// Two blocks on an SM, 128 registers a thread, but where that would spill: on sm_75 w8 too.
+/// Two blocks on an SM, 128 registers a thread, but where that would spill: 4 to 12 bytes for w2,
+/// w3 and w8 on bytes.
 template <int kBits, bool kFive, IntegerKernel kKernel>
-constexpr int kIntegerBlocks = kFive || kKernel == IntegerKernel::wide || (kSm75 && kBits == 8) ? 1
-                                                                                                : 2;
+constexpr int kIntegerBlocks = kFive || kKernel == IntegerKernel::wide ||
+                                       (kKernel == IntegerKernel::narrow &&
+                                        (kBits == 2 || kBits == 3 || kBits == 8))
+                                   ? 1
+                                   : 2;
 
 template <int kBits, bool kFive, IntegerKernel kKernel>
 __global__ void __launch_bounds__(kThreads, kIntegerBlocks<kBits, kFive, kKernel>)

@@ -45,8 +45,6 @@ void launch(Stream& stream, const char* name, void (*kernel)(Arguments), const G
   });
 }
 
-constexpr bool kSm75 = false;
-
 struct alignas(8) Words2 {
   uint32_t w[2];
 };
