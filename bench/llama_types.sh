@@ -9,6 +9,7 @@
 # windows of 2048 tokens (40). That tool scores the second half of each window, so oq-eval does here.
 # Quantized files and finished scores stay in the cache, keyed by model, text and windows.
 set -euo pipefail
+shopt -s inherit_errexit
 . "$(dirname "$0")/../scripts/lib.sh"
 [ $# -ge 3 ] || die "usage: bench/llama_types.sh LLAMA_BIN MODEL.gguf TEXT MODEL.oq..."
 bin=$root/build/release/bin
@@ -20,9 +21,17 @@ for tool in "$llama/llama-quantize" "$llama/llama-perplexity" "$bin/oq-eval" "$b
   [ -x "$tool" ] || die "$tool is not there: build it first"
 done
 for file in "$model" "$text" "$@"; do [ -f "$file" ] || die "$file: no such file"; done
-key=$(sha256sum "$model" "$text" "$llama/llama-quantize" | sha256sum | cut -c1-12)-$windows
+key=$(sha256sum "$model" "$text" "$llama/llama-quantize" "$llama/llama-perplexity" | cut -d' ' -f1 | sha256sum | cut -c1-12)-$windows
 store=$cache/llama-types/$key
 mkdir -p "$store"
+
+keep() {  # keep SCORES SOURCE: the new ones, if they are whole
+  local new=$store/new.scores
+  if [ -z "$(head -n 1 "$new")" ] || [ "$(wc -l <"$new")" -ne $((windows + 2)) ]; then
+    die "$2: bits per weight and $windows windows were expected, see $new"
+  fi
+  mv "$new" "$1"
+}
 
 # Both kinds of score become a file of lines: bits per weight, tensor types, then a window's mean -log p each.
 llama_scores() {  # llama_scores TYPE
@@ -43,7 +52,7 @@ llama_scores() {  # llama_scores TYPE
       grep -o '\[[0-9]*\][0-9.]*,' "$log" | tr -d ',' | tr '[]' '  ' |
         awk '{ sum = $1 * log($2); printf "%.6f\n", sum - before; before = sum }'
     } >"$store/new.scores"
-    mv "$store/new.scores" "$store/$type.scores"
+    keep "$store/$type.scores" "$log"
   fi
   echo "$store/$type.scores"
 }
@@ -64,7 +73,7 @@ oq_scores() {  # oq_scores MODEL.oq
       "$bin/oq-eval" "$file" --perplexity "$text" --window "$window" --unscored $((window / 2 + 1)) \
         --max-windows "$windows" --json | grep -o '"window_nll":\[[^]]*\]' | tr -d '"[]a-z_:' | tr ',' '\n'
     } >"$store/new.scores"
-    mv "$store/new.scores" "$scores"
+    keep "$scores" "$file"
   fi
   echo "$scores"
 }

@@ -121,20 +121,20 @@ print_table() {
   echo
   echo "| method | scheme | bits/weight | perplexity | against full precision | +- |$(printf ' against %s | +- |' "${against[@]}") calibrated in s | with MB |"
   echo "|---|---|---|---|---|---|$(printf -- '---|%.0s' "${against[@]}" "${against[@]}")---|---|"
-  local row file method scheme flags full other others
+  local row file method scheme flags all other others
   for row in "${rows[@]}"; do
     file=$(row_base "$row").json
     [ -f "$file" ] || continue
     read -r method scheme flags <<<"$row"
-    full="full f16"
-    if [[ $flags = *--all-windows ]]; then full+=" --all-windows"; fi
+    all=  # rows of the whole text are compared with rows of the whole text
+    if [[ $flags = *--all-windows ]]; then all=" --all-windows"; fi
     others=
     for other in "${against[@]}"; do
-      others+=" $(difference "$(row_base "$other $scheme").json" "$file")"
+      others+=" $(difference "$(row_base "$other $scheme$all").json" "$file")"
     done
     printf '| %s | %s | %.2f | %.2f | %s%s %s | %s |\n' "$method${flags:+ $flags}" "$scheme" \
       "$(numbers "$file" bits_per_weight | head -n 1)" "$(numbers "$file" perplexity | head -n 1)" \
-      "$(difference "$(row_base "$full").json" "$file")" "$others" "$(seconds "$row")" \
+      "$(difference "$(row_base "full f16$all").json" "$file")" "$others" "$(seconds "$row")" \
       "$(numbers "$file" peak_memory | awk '{ printf "%.0f", $1 / 1e6 }')"
   done
 }

@@ -156,7 +156,7 @@ TEST_CASE("no file that is read, and none twice, is written") {
   o.save_parameters = dir / "./in.safetensors";
   check_says(refusal(o), {"is the input itself", "--save-params"});
   o.save_parameters = o.output = dir / "new.safetensors";
-  check_says(refusal(o), {"is the output itself", "--save-params"});
+  check_says(refusal(o), {"is the file of -o itself", "--save-params"});
   o = applying(m.o, dir);
   o.output = dir / "p.safetensors";
   check_says(refusal(o), {"is the file of --params itself", "-o"});

@@ -5,6 +5,7 @@
 
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/places.h"
 #include "tools/calibrate/preflight.h"
 #include "tools/calibrate/provenance.h"
 #include "tools/calibrate/smoothing.h"
@@ -38,34 +39,6 @@ void check_parameters(const Options& o) {
   }
 }
 
-bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
-  std::error_code absent;
-  return std::filesystem::equivalent(a, b, absent) ||
-         std::filesystem::weakly_canonical(a, absent) ==
-             std::filesystem::weakly_canonical(b, absent);
-}
-
-/// Refuses to write what is read, or one file twice.
-void check_places(const Options& o) {
-  const std::pair<const char*, const std::filesystem::path&> files[] = {
-      {"the input", o.input},
-      {"the file of --params", o.parameters},
-      {"that of --act-scales", o.act_scales},
-      {"that of --act-shifts", o.act_shifts},
-      {"the output", o.output},
-      {"the file of --save-params", o.save_parameters}};
-  const auto* const written = std::end(files) - 2;
-  for (const auto* w = written; w != std::end(files); ++w) {
-    for (const auto* f = files; f != w; ++f) {
-      if (w->second.empty() || f->second.empty() || !same_file(w->second, f->second)) continue;
-      throw Error({.what = fmt::format("is {} itself", f->first),
-                   .where = w->second.string(),
-                   .hint = w == written ? "give another name with -o"
-                                        : "give another name with --save-params"});
-    }
-  }
-}
-
 /// Refuses what no method could make sense of, before any work is done.
 void check(const Options& o, const File& file, const ModelConfig& config) {
   const auto refuse = [&](std::string what, std::string hint) {
@@ -87,7 +60,12 @@ void check(const Options& o, const File& file, const ModelConfig& config) {
     throw refuse("AWRQ needs a scheme that quantizes activations", "such as w4a8");
   }
   check_parameters(o);
-  check_places(o);
+  check_places({{"the input", o.input},
+                {"the text", text_file(o.text)},
+                {"the file of --params", o.parameters},
+                {"that of --act-scales", o.act_scales},
+                {"that of --act-shifts", o.act_shifts}},
+               {{"-o", o.output}, {"--save-params", o.save_parameters}});
 }
 
 /// What the bytes of a written file are spent on.

@@ -10,6 +10,7 @@
 #include "tools/calibrate/measure.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/options.h"
+#include "tools/calibrate/places.h"
 #include "tools/calibrate/report.h"
 #include "tools/calibrate/tune_weak.h"
 #include "tools/common/cli.h"
@@ -338,6 +339,11 @@ void run(const CLI::App& app, Arguments& a) {
     throw tool::usage_error("--method owq needs --target-bits or --weak-columns");
   }
   // What cannot be read or written must not come to light after the calibration.
+  calibrate::check_places(
+      {{"the input", o.input},
+       {"the text", calibrate::text_file(o.text)},
+       {"the text of --perplexity", a.perplexity}},
+      {{"-o", o.output}, {"--save-params", o.save_parameters}, {"--report", a.report}});
   const std::string text = a.perplexity.empty() ? "" : tool::read_text(a.perplexity);
   if (!a.perplexity.empty()) {
     with_place(a.perplexity, [&] { calibrate::check_measurable(o.input, text, o.window); });

@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "tools/eval/model.h"
 #include "tools/eval/perplexity.h"
 
@@ -11,6 +13,12 @@ void check_measurable(const std::filesystem::path& path, const std::string& text
   const Model model(path.string(), {});
   const std::vector<int32_t> ids = model.encode_text(text);
   cut_windows(ids, window, 1, model.config().vocab);
+  if (window > model.config().context) {
+    throw Error({.what = "the model's context is shorter than a window",
+                 .expected = fmt::format("at most {}", model.config().context),
+                 .found = std::to_string(window),
+                 .hint = "lower --window"});
+  }
 }
 
 Measured measure(const std::filesystem::path& before, const std::filesystem::path& after,

@@ -14,6 +14,12 @@ bool starts_from_inputs(const Options& o) {
   return start && (o.scheme.activation_bits < 16 || o.learning.faithful);
 }
 
+bool observes_inputs(const Options& o) {
+  if (!learns(o.method) || !o.parameters.empty()) return false;
+  const bool searches = o.learning.clip && o.tuning == Tuning::mse;
+  return searches || (starts_from_inputs(o) && o.act_scales.empty());
+}
+
 std::string applied_options(const Options& o) {
   std::string t = fmt::format("--method {} --scheme {}", o.method, o.scheme.str());
   if (!learns(o.method)) return t;

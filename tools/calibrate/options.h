@@ -63,6 +63,10 @@ struct Options {
 /// only weights are quantized there is nothing to move out of activations, and they start at 1.
 bool starts_from_inputs(const Options& options);
 
+/// Whether a pass over each block's inputs comes before learning: for that, or for grids searched
+/// by what they cost the output.
+bool observes_inputs(const Options& options);
+
 /// What of the options shapes the file that given learned parameters make, as flags.
 std::string applied_options(const Options& options);
 /// What else of them shapes a result.

@@ -76,8 +76,9 @@ Work learning_work(const Options& o) {
   const Learning& l = o.learning;
   const bool own_targets = l.aug_loss || o.method == "abq";
   // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
-  return {.passes = 3.0 * double(l.epochs) + 1 + (l.transform ? 1 : 0) + (own_targets ? 1 : 0),
-          .weight_bytes = 4 * 6};
+  return {
+      .passes = 3.0 * double(l.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (own_targets ? 1 : 0),
+      .weight_bytes = 4 * 6};
 }
 
 /// Both blocks are kept while each is learned or searched, with every candidate.

@@ -8,6 +8,7 @@
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/learn/adamw.h"
 #include "tools/calibrate/learn/weak_tuner.h"
+#include "tools/calibrate/places.h"
 
 namespace oq::calibrate {
 namespace {
@@ -64,12 +65,7 @@ void learn(WeakTuner& tuner, const CalibrationText& text, const WeakTuning& tuni
 void check(const Options& o, const File& file) {
   const ModelConfig config = ModelConfig::load(file);
   check_tensors(file, config);
-  std::error_code absent;
-  if (std::filesystem::equivalent(o.input, o.output, absent)) {
-    throw Error({.what = "is the input itself",
-                 .where = o.output.string(),
-                 .hint = "give another name with -o"});
-  }
+  check_places({{"the input", o.input}, {"the text", text_file(o.text)}}, {{"-o", o.output}});
   if (o.text.empty()) {
     throw Error({.what = "tuning needs a text",
                  .where = o.input.string(),

@@ -20,6 +20,7 @@ namespace {
 using Where = Pair::Use::Where;
 
 constexpr double kCompensationRate = 1e-2;  ///< ABQ's
+constexpr double kSilentShare = 0.01;       ///< of the mean of squares, that every channel has
 
 /// The linear that speaks for a pair in the reference's initialization.
 bool represents(const std::string& linear) {
@@ -157,8 +158,7 @@ void BlockLearner::learn() {
 void BlockLearner::start() {
   const bool balances = starts_from_inputs(options_);
   const BlockParameters* ranges = job_.known().ranges;
-  const bool searches = options_.learning.clip && options_.tuning == Tuning::mse;
-  if (searches || (balances && ranges == nullptr)) observe_inputs();
+  if (observes_inputs(options_)) observe_inputs();
   if (ranges != nullptr) take_ranges(*ranges);
   if (!transforms()) return;
   for (Pair& pair : transformation_->pairs()) {
@@ -225,8 +225,9 @@ void BlockLearner::start_pair(Pair& pair) const {
 }
 
 /// How much an error of each of a linear's weights shows in its output, inputs apart: the sum of
-/// x^2 behind the transformations. A share of the mean is added, as to a Hessian's diagonal, for
-/// channels that the text left silent. Empty where no input was seen.
+/// x^2 behind the scales of transformations (their shifts are left out). A share of the mean is
+/// added, as to a Hessian's diagonal, for channels that the text left silent. Empty where no input
+/// was seen, or zeros alone.
 std::vector<float> BlockLearner::importance(const std::string& linear) const {
   const auto seen = inputs_.find(linear);
   if (seen == inputs_.end()) return {};
@@ -236,7 +237,8 @@ std::vector<float> BlockLearner::importance(const std::string& linear) const {
     for (size_t k = 0; k < h.size(); ++k) h[k] /= factors[k] * factors[k];
   }
   const double mean = std::accumulate(h.begin(), h.end(), 0.0) / double(h.size());
-  for (float& v : h) v += float(options_.damp * mean);
+  if (mean == 0) return {};
+  for (float& v : h) v += float(kSilentShare * mean);
   return h;
 }
 
