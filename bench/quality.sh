@@ -84,7 +84,7 @@ make_row() {  # make_row "METHOD SCHEME FLAG...": perplexity and what the calibr
   else
     result=$(row_base "$row").oq
     # shellcheck disable=SC2086  # flags are words
-    [ -f "$result" ] || calibrate "${result%.oq}" --method "$method" --scheme "$scheme" $flags "${text[@]}"
+    [ -f "${result%.oq}.made" ] || calibrate "${result%.oq}" --method "$method" --scheme "$scheme" $flags "${text[@]}"
   fi
   "$bin/oq-eval" "$result" --perplexity "$evaluation" --max-windows "$count" --json >"$file.new"
   [ "$method" = full ] || cat "${result%.oq}.made" >>"$file.new"

@@ -20,8 +20,8 @@ constexpr int kSmallestBatch = 16;  ///< that int8 kernels take, if they take no
 
 void check(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw cuda::DeviceError(
-      {.what = what, .where = "cuBLAS", .found = cublasGetStatusString(status)});
+  // A product that cuBLAS refuses says nothing of the device: other rows go on.
+  throw Error({.what = what, .where = "cuBLAS", .found = cublasGetStatusString(status)});
 }
 
 cudaStream_t stream_of(const cuda::Stream& s) { return static_cast<cudaStream_t>(s.handle()); }

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -11,6 +13,7 @@
 #include "bench/gpu/product.h"
 #include "bench/gpu/timing.h"
 #include "kernels/cuda/integer.h"
+#include "kernels/cuda/stream.h"
 
 namespace oq {
 namespace {
@@ -66,10 +69,18 @@ class IntegerProduct {
   cuda::QuantizedRows rows_{};
 };
 
+/// Other devices have no such instruction: a kernel of planes would trap there.
+bool has_planes() {
+  std::string why;
+  const auto device = cuda::find_device(why);
+  return device && device->has_bit_planes();
+}
+
 /// `aim`: times as fast as int8; 0: nothing.
-Results::Json columns_of(double bytes, double planes, double int8, double aim) {
-  const double time = std::min(bytes, planes);
-  Results::Json columns = {{"us, bytes", bytes * 1e6}, {"us, planes", planes * 1e6}};
+Results::Json columns_of(double bytes, std::optional<double> planes, double int8, double aim) {
+  const double time = std::min(bytes, planes.value_or(bytes));
+  Results::Json columns = {{"us, bytes", bytes * 1e6}};
+  columns["us, planes"] = planes ? Results::Json(*planes * 1e6) : Results::Json();
   columns["cublasLt int8 us"] = int8 > 0 ? Results::Json(int8 * 1e6) : Results::Json();
   if (int8 > 0) columns["times as fast as int8"] = int8 / time;
   if (aim > 0) hold_to(columns, fmt::format("{} x int8", aim), int8 / time >= aim);
@@ -78,13 +89,15 @@ Results::Json columns_of(double bytes, double planes, double int8, double aim) {
 
 Results::Json measure_hot(KernelBench& bench, const ProductShape& s, double aim) {
   IntegerProduct p(bench, s, Product::Weights::hot);
-  return columns_of(p.hot(cuda::Engine::bytes), p.hot(cuda::Engine::planes),
+  return columns_of(p.hot(cuda::Engine::bytes),
+                    has_planes() ? std::optional(p.hot(cuda::Engine::planes)) : std::nullopt,
                     bench.cublas.int8(s.plain(), Cublas::Weights::hot), aim);
 }
 
 Results::Json measure_cold(KernelBench& bench, const ProductShape& s, double aim) {
   IntegerProduct p(bench, s, Product::Weights::cold);
-  return columns_of(p.cold(cuda::Engine::bytes), p.cold(cuda::Engine::planes),
+  return columns_of(p.cold(cuda::Engine::bytes),
+                    has_planes() ? std::optional(p.cold(cuda::Engine::planes)) : std::nullopt,
                     bench.cublas.int8(s.plain()), aim);
 }
 

@@ -59,6 +59,7 @@ void KernelBench::row(const std::string& table, const std::string& key,
   try {
     results_.put(table, key, measure());
   } catch (const cuda::DeviceError& e) {
+    alarm(0);
     results_.put_failure(table, key, e.what());
     throw;
   } catch (const std::exception& e) {

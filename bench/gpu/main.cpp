@@ -25,6 +25,9 @@ std::string device_name() {
                  .found = why,
                  .hint = "run this on a machine with a GPU"});
   }
+  cuda::Stream stream;
+  cuda::run_nothing(stream);  // a build without code for this device fails here, not in every row
+  stream.synchronize();
   return device->name;
 }
 

@@ -10,7 +10,7 @@ namespace oq {
 namespace {
 
 constexpr float kDeviation = 0.02f;
-constexpr int kMostCopies = 64;
+constexpr int kMostCopies = 256;
 
 TensorInfo info_of(const ProductShape& s) {
   TensorInfo info{.name = "w", .kind = Kind::packed, .rows = uint64_t(s.rows)};

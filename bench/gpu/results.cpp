@@ -145,7 +145,7 @@ std::string Results::summary() const {
       continue;
     } else {
       ++missed;
-      why = "missed: " + cell(columns["held to"]);
+      why = "missed: " + columns.value("held to", std::string());
     }
     text += fmt::format("{}: {}: {}\n", cell(row["table"]), cell(row["key"]), why);
   }

@@ -7,7 +7,8 @@
 
 namespace oq {
 
-/// Bytes that lie between two uses of a buffer where it is to be cold: ten times the largest cache.
+/// Bytes that lie between two uses of a buffer where it is to be cold: ten times
+/// an H100's second-level cache.
 constexpr size_t kColdBytes = size_t(512) << 20;
 
 /// Seconds that one of `launches` calls takes when all of them run as one graph: the median of

@@ -16,11 +16,12 @@ using IntegerMultiplier =
                                                                       : 4>>;
 
 /// Two blocks on an SM, 128 registers a thread, but where that would spill: 4 to 12 bytes for w2,
-/// w3 and w8 on bytes.
+/// w3 and w8 on bytes, and for w6 on planes on sm_80.
 template <int kBits, bool kFive, IntegerKernel kKernel>
 constexpr int kIntegerBlocks = kFive || kKernel == IntegerKernel::wide ||
                                        (kKernel == IntegerKernel::narrow &&
-                                        (kBits == 2 || kBits == 3 || kBits == 8))
+                                        (kBits == 2 || kBits == 3 || kBits == 8)) ||
+                                       (kKernel == IntegerKernel::planes && kBits == 6)
                                    ? 1
                                    : 2;
 

@@ -173,7 +173,7 @@ struct AttentionArgs {
 /// Split over positions: for runs of a few rows.
 void attention(Stream& stream, const AttentionArgs& args);
 /// The same by blocks of queries: for long runs. Heads of at most 128 dimensions, of which sm_75
-/// has shared memory for 96 where the cache is not f16: can_flash says so.
+/// has shared memory for 112 where the cache is not f16: can_flash says so.
 constexpr int kFlashDims = 128;
 bool can_flash(const Stream& stream, const KvArgs& kv);
 void flash_attention(Stream& stream, const AttentionArgs& args);

@@ -22,10 +22,15 @@ struct RepackArgs {
 
 OQ_DEVICE int64_t thread() { return int64_t(block_x()) * kThreads + thread_id(); }
 
-/// SPEC.md, "Column blocks": a code of the file; 0 in padding.
+OQ_DEVICE bool is_weak(const PackedMatrix& m, int col) {
+  return m.weak_columns > 0 && (m.weak_mask[col / 32] >> (col % 32) & 1u) != 0;
+}
+
+/// SPEC.md, "Column blocks": a code of the file; 0 in padding and weak columns, as the file should
+/// have it: sums of codes rely on that. PRECOND: the mask of weak columns is there.
 OQ_DEVICE uint32_t file_code(const RepackArgs& a, int row, int col) {
   const int bits = a.to.field_bits, block_cols = a.to.five_levels ? 96 : 32;
-  if (row / 8 >= a.panels || col / block_cols >= a.blocks) return 0;
+  if (row / 8 >= a.panels || col >= a.to.cols || is_weak(a.to, col)) return 0;
   const uint8_t* block = a.file + row / 8 * a.panel_bytes + int64_t(col / block_cols) * bits * 32;
   const int field = col % block_cols % 32, third = col % block_cols / 32;
   const uint8_t* bytes = block + row % 8 * 4 + field % 4;  // byte j of the field's eight: 32 j
@@ -167,13 +172,14 @@ void start_repack(Stream& stream, const PackedLayout& l, const std::byte* file,
                      .to = to};
   const int64_t rows = int64_t(to.tiles) * kTileRows;
   const int64_t words = int64_t(to.tiles) * to.units * 2 * to.field_bits * 32;
+  if (to.weak_columns > 0) {
+    const int64_t mask_words = int64_t(to.strips()) * kStripCols / 32;
+    launch(stream, "repack_weak_columns", repack_weak_columns,
+           grid_of(mask_words > to.weak_columns ? mask_words : to.weak_columns), a);
+    launch(stream, "repack_weak", repack_weak, grid_of(rows * to.weak_columns), a);
+  }
   launch(stream, "repack_codes", repack_codes, grid_of(words), a);
   launch(stream, "repack_groups", repack_groups, grid_of(rows * to.groups), a);
-  if (to.weak_columns == 0) return;
-  launch(stream, "repack_weak", repack_weak, grid_of(rows * to.weak_columns), a);
-  const int64_t mask_words = int64_t(to.strips()) * kStripCols / 32;
-  launch(stream, "repack_weak_columns", repack_weak_columns,
-         grid_of(mask_words > to.weak_columns ? mask_words : to.weak_columns), a);
 }
 
 }  // namespace oq::cuda

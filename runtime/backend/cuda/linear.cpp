@@ -173,8 +173,8 @@ LinearRoom::LinearRoom(const Plan& plan) {
     const PlannedLinear linear(plan, t);
     if (quantized) {
       codes = std::max<uint64_t>(codes, linear.code_bytes());
-      measured =
-          uint64_t(plan.max_rows) * round_up(uint64_t(plan.config.hidden), 4) * sizeof(float);
+      const auto widest = uint64_t(std::max(plan.config.hidden, plan.config.mlp));
+      measured = uint64_t(plan.max_rows) * round_up(widest, 4) * sizeof(float);
     } else {
       batch = std::max<uint64_t>(batch, linear.batch_bytes(plan));
     }

@@ -82,6 +82,10 @@ std::unique_ptr<CudaWeight> CudaUploader::make(const TensorInfo& info, float dev
                        .seed = seed_of(info),
                        .spread = kUniform * deviation});
   const auto stride = int(w->memory.bytes() / 2 / info.rows);
+  const size_t row = size_t(stride) * 2, used = info.cols * 2;
+  for (uint64_t r = 0; used < row && r < info.rows; ++r) {  // few shapes have padding
+    cuda::clear(stream_, w->memory.data() + r * row + used, row - used);
+  }
   w->matrix =
       cuda::DenseMatrix{cuda::Dense::f16, int(info.rows), int(info.cols), stride, w->memory.data()};
   return w;
