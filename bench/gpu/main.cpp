@@ -21,7 +21,7 @@ std::string device_name() {
   const auto device = cuda::find_device(why);
   if (!device) {
     throw Error({.what = "no CUDA device can be used",
-                 .where = "oq-bench-gpu",
+                 .where = "device",
                  .found = why,
                  .hint = "run this on a machine with a GPU"});
   }
