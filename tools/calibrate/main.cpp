@@ -170,7 +170,9 @@ void print_json(const Arguments& a, const calibrate::Result& r, const calibrate:
                            {"parts", parts},
                            {"seconds", seconds},
                            {"peak_memory", tool::peak_memory()},
-                           {"linears", linears}};
+                           {"linears", linears},
+                           {"losses", r.losses},
+                           {"output_errors", r.output_errors}};
   if (m.windows > 0) {
     object["perplexity"] = {{"text", m.text},       {"windows", m.windows},
                             {"window", m.window},   {"full_precision", m.before},
