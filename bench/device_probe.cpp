@@ -18,11 +18,11 @@ constexpr int kBlocksPerProcessor = 8;
 class DeviceProbe final : public Probe {
  public:
   explicit DeviceProbe(size_t bytes) {
-    const size_t room = cuda::device_memory().free / 4 / 4096 * 4096;
+    const size_t room = cuda::device_memory().free / 2 / 4096 * 4096;
     if (room < std::min(bytes, kLeast)) {
       throw Error({.what = "too little of the device's memory is free to measure its bandwidth",
                    .where = "oq-bench",
-                   .expected = "2 GiB",
+                   .expected = "1 GiB",
                    .hint = "choose a smaller model"});
     }
     std::string why;

@@ -8,7 +8,7 @@
 namespace oq {
 
 /// Of the first CUDA device: every SM streams its part of `bytes` in loads of 16 bytes, on the
-/// device's own clock. Takes a quarter of what is free where that is less. Throws oq::Error where
+/// device's own clock. Takes half of what is free where that is less. Throws oq::Error where
 /// so little is left that caches would take part, and in a build without CUDA.
 std::unique_ptr<Probe> make_device_probe(size_t bytes = size_t(4) << 30);
 

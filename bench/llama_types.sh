@@ -6,7 +6,8 @@
 #
 # LLAMA_BIN holds llama-quantize and llama-perplexity (llama.cpp's or ik_llama.cpp's); MODEL.gguf is the model
 # that they quantize, and what the .oq files should come from too. OQ_TYPES lists the types, OQ_WINDOWS says how many
-# windows of 2048 tokens (40). That tool scores the second half of each window, so oq-eval does here.
+# windows of 2048 tokens (40), OQ_IMATRIX names what llama-imatrix made of calibration text, which the IQ types of
+# about 2 bits want. llama-perplexity scores the second half of each window, so oq-eval does here.
 # Quantized files and finished scores stay in the cache, keyed by model, text and windows.
 set -euo pipefail
 shopt -s inherit_errexit
@@ -16,12 +17,13 @@ bin=$root/build/release/bin
 llama=$1 model=$2 text=$3
 shift 3
 read -ra types <<<"${OQ_TYPES:-F16 Q4_K_M IQ4_XS Q3_K_M IQ3_S Q2_K}"
-windows=${OQ_WINDOWS:-40} window=2048
+windows=${OQ_WINDOWS:-40} window=2048 importance=()
+[ -z "${OQ_IMATRIX:-}" ] || importance=(--imatrix "$OQ_IMATRIX")
 for tool in "$llama/llama-quantize" "$llama/llama-perplexity" "$bin/oq-eval" "$bin/oq-info"; do
   [ -x "$tool" ] || die "$tool is not there: build it first"
 done
-for file in "$model" "$text" "$@"; do [ -f "$file" ] || die "$file: no such file"; done
-key=$(sha256sum "$model" "$text" "$llama/llama-quantize" "$llama/llama-perplexity" | cut -d' ' -f1 | sha256sum | cut -c1-12)-$windows
+for file in "$model" "$text" "${importance[@]:1}" "$@"; do [ -f "$file" ] || die "$file: no such file"; done
+key=$(sha256sum "$model" "$text" "${importance[@]:1}" "$llama/llama-quantize" "$llama/llama-perplexity" | cut -d' ' -f1 | sha256sum | cut -c1-12)-$windows
 store=$cache/llama-types/$key
 mkdir -p "$store"
 
@@ -39,7 +41,7 @@ llama_scores() {  # llama_scores TYPE
   if [ ! -f "$store/$type.scores" ]; then
     say "== $type"
     [ -f "$store/$type.gguf" ] || {
-      "$llama/llama-quantize" --allow-requantize "$model" "$store/new.gguf" "$type" >"$log" 2>&1 ||
+      "$llama/llama-quantize" --allow-requantize "${importance[@]}" "$model" "$store/new.gguf" "$type" >"$log" 2>&1 ||
         die "$type: llama-quantize failed, see $log"
       mv "$store/new.gguf" "$store/$type.gguf"
     }

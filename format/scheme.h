@@ -23,6 +23,10 @@ struct Scheme {
   int kv_bits = 16;          ///< 2..8 or 16
 
   bool quantizes_weights() const { return weight_bits < 16; }
+  /// Anything that is computed for a token: inputs of linears, queries, keys or values.
+  bool quantizes_activations() const {
+    return activation_bits < 16 || query_bits < 16 || kv_bits < 16;
+  }
   std::string str() const;
 
   /// Throws oq::Error on anything but the grammar above.

@@ -5,7 +5,8 @@
 # usage: scripts/nvcc.sh [ARCHITECTURE...]     default: 80 90a; "all": those that this nvcc knows of
 #                                              75 80 86 89 90a 100 120, and PTX
 #
-# PTX is what later devices get: that of compute_90, made ready for the newest that nvcc knows.
+# PTX is what later devices get: that of compute_90, made ready for the newest that nvcc knows. Those have no bit
+# planes, so that kernels on planes are compiled there, but never started: their spills do not count.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -41,7 +42,8 @@ for a in "${architectures[@]}"; do
     xargs -P "$(nproc)" -L 1 bash -c 'compile "$0" "$1"' || die "nvcc failed"
   cat "$work/$a"-*.ptxas | awk -v arch="$a" -v seconds=$((SECONDS - start)) '
     /Compiling entry function/ { split($0, part, "\047"); kernel = part[2]; ++kernels }
-    /bytes stack frame/ { if ($5 > 0 || $9 > 0) { print name ": " kernel " spills: " $0; bad = 1 } }
+    /bytes stack frame/ { if (arch == "ptx" && kernel ~ /IntegerKernelE2E/) next  # planes
+                          if ($5 > 0 || $9 > 0) { print name ": " kernel " spills: " $0; bad = 1 } }
     /Used [0-9]+ registers/ { for (i = 1; i < NF; ++i) if ($i == "Used" && $(i + 1) > most) most = $(i + 1) }
     BEGIN { name = arch == "ptx" ? "PTX" : "sm_" arch }
     END { printf "%s: %d kernels, at most %d registers, %s, %d s\n", name, kernels, most,

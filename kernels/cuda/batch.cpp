@@ -65,15 +65,7 @@ BatchPlan plan_of(const PackedArgs& args, int l, BatchHow how) {
               .padded_cols = round_to(m.cols, 8),
               .padded_rows = m.tiles * kTileRows,
               .weak_columns = gemm ? 0 : m.weak_columns,
-              .splits = 1,
-              .block_tiles = kBlockTokens / kTokenTile,
-              .dequantized = 0,
-              .operand = 0,
-              .down = 0,
-              .weak = 0,
-              .parts = 0,
-              .weights = 0,
-              .bytes = 0};
+              .block_tiles = kBlockTokens / kTokenTile};
   if (gemm) {
     p.dequantized = how.rows > 0 ? std::min(how.rows, p.padded_rows)
                                  : rows_at_once(p.padded_rows, p.tokens, size_t(p.padded_cols) * 2);
@@ -90,22 +82,10 @@ BatchPlan plan_of(const PackedArgs& args, int l, BatchHow how) {
 BatchPlan plan_of(const DenseArgs& args, const DenseMatrix& m, int rows) {
   const int tokens = round_to(args.in.tokens, kTokenTile), all = round_to(m.rows, kTileRows);
   BatchPlan p{.how = {BatchEngine::gemm, false},
-              .experts = 1,
               .tokens = tokens,
-              .column_blocks = 0,
               .padded_cols = m.stride,
               .padded_rows = rows > 0 ? std::min(rows, all)
-                                      : rows_at_once(all, tokens, size_t(tokens) * sizeof(float)),
-              .weak_columns = 0,
-              .splits = 1,
-              .block_tiles = 0,
-              .dequantized = 0,
-              .operand = 0,
-              .down = 0,
-              .weak = 0,
-              .parts = 0,
-              .weights = 0,
-              .bytes = 0};
+                                      : rows_at_once(all, tokens, size_t(tokens) * sizeof(float))};
   place_scratch(p);
   return p;
 }

@@ -27,16 +27,16 @@ constexpr int operand_bytes(bool precise) { return (precise ? 1024 : 512) + kTok
 /// The sizes of one linear's launches, and where in scratch memory things lie.
 struct BatchPlan {
   BatchHow how;
-  int experts;        ///< 1 where there are none
-  int tokens;         ///< of each expert at most, rounded up to tiles of 8
-  int column_blocks;  ///< of 32: whole units
-  int padded_cols;    ///< of f16 rows
-  int padded_rows;    ///< tiles of 16
-  int weak_columns;   ///< at most; with `gemm`, 0: they are in the f16 weights
-  int splits;         ///< of the columns, each summed by a block of its own
-  int block_tiles;    ///< tiles of 8 tokens of a block of `multiply`, as its shared memory has room
-  int dequantized;    ///< rows at once
-  size_t operand, down, weak, parts, weights, bytes;
+  int experts = 1;
+  int tokens = 0;         ///< of each expert at most, rounded up to tiles of 8
+  int column_blocks = 0;  ///< of 32: whole units
+  int padded_cols = 0;    ///< of f16 rows
+  int padded_rows = 0;    ///< tiles of 16
+  int weak_columns = 0;   ///< at most; with `gemm`, 0: they are in the f16 weights
+  int splits = 1;         ///< of the columns, each summed by a block of its own
+  int block_tiles = 0;    ///< tiles of 8 tokens of a block of `multiply`: its shared memory's room
+  int dequantized = 0;    ///< rows at once
+  size_t operand = 0, down = 0, weak = 0, parts = 0, weights = 0, bytes = 0;
 
   constexpr int token_tiles() const { return tokens / kTokenTile; }
   constexpr int chunks() const { return (token_tiles() + block_tiles - 1) / block_tiles; }

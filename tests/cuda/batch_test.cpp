@@ -27,6 +27,19 @@ std::vector<PackedCase> cases() {
   return list;
 }
 
+void run_linear(cuda::Stream& stream, const cuda::LinearArgs<cuda::PackedMatrix>& linear,
+                const cuda::InputArgs& in, const cuda::OutputArgs& out, BatchHow how,
+                cuda::BatchSpace& space) {
+  cuda::batch_linears(stream,
+                      {.in = in,
+                       .out = out,
+                       .count = 1,
+                       .linears = {linear},
+                       .experts = nullptr,
+                       .expert_count = 0},
+                      how, space);
+}
+
 /// One linear with a bias, added to what stands in y.
 void check(cuda::Stream& stream, const PackedCase& c, int tokens, BatchHow how) {
   Rng rng(uint32_t(c.cols * 31 + c.packing.bits));
@@ -39,14 +52,8 @@ void check(cuda::Stream& stream, const PackedCase& c, int tokens, BatchHow how) 
   const DeviceRows in(stream, tokens, cols, x), out(stream, tokens, rows, before);
   const cuda::Memory biases = cuda::uploaded(stream, std::span<const float>(bias));
   cuda::BatchSpace space;
-  cuda::batch_linears(stream,
-                      {.in = plain_input(in, tokens),
-                       .out = output_to(out, cuda::Finish::add),
-                       .count = 1,
-                       .linears = {{w.matrix, biases.as<float>(), 0}},
-                       .experts = nullptr,
-                       .expert_count = 0},
-                      how, space);
+  run_linear(stream, {w.matrix, biases.as<float>(), 0}, plain_input(in, tokens),
+             output_to(out, cuda::Finish::add), how, space);
   std::vector<float> weights = reference::dequantize(b.view()), truth(before.size());
   if (how.engine == BatchEngine::gemm) round_to_f16(weights);
   if (how.engine == BatchEngine::gemm || !how.precise) {
@@ -106,14 +113,8 @@ TEST_CASE("a matrix product takes weak columns that lie far out") {
   for (int m = 0; m < kTokens; ++m) x[size_t(m * kCols) + weak[1]] = m % 2 == 0 ? 3e5f : 2.0f;
   const DeviceRows in(stream, kTokens, kCols, x), out(stream, kTokens, kRows);
   cuda::BatchSpace space;
-  cuda::batch_linears(stream,
-                      {.in = plain_input(in, kTokens),
-                       .out = output_to(out, cuda::Finish::store),
-                       .count = 1,
-                       .linears = {{w.matrix, nullptr, 0}},
-                       .experts = nullptr,
-                       .expert_count = 0},
-                      {BatchEngine::gemm, false}, space);
+  run_linear(stream, {w.matrix, nullptr, 0}, plain_input(in, kTokens),
+             output_to(out, cuda::Finish::store), {BatchEngine::gemm, false}, space);
   const auto got = out.read(), truth = linear_truth(b, x, kTokens);
   for (int m = 0; m < kTokens; ++m) {
     const auto row = [&](const std::vector<float>& y) {
@@ -178,14 +179,8 @@ TEST_CASE("a token's bits do not depend on the tokens beside it") {
   cuda::BatchSpace space;
   const auto watched = [&](const std::vector<float>& x, BatchHow how) {
     const DeviceRows in(stream, kTokens, kCols, x), out(stream, kTokens, kRows);
-    cuda::batch_linears(stream,
-                        {.in = plain_input(in, kTokens),
-                         .out = output_to(out, cuda::Finish::store),
-                         .count = 1,
-                         .linears = {{w.matrix, nullptr, 0}},
-                         .experts = nullptr,
-                         .expert_count = 0},
-                        how, space);
+    run_linear(stream, {w.matrix, nullptr, 0}, plain_input(in, kTokens),
+               output_to(out, cuda::Finish::store), how, space);
     const auto y = out.read();
     return std::vector<float>(y.begin() + kWatched * kRows, y.begin() + (kWatched + 1) * kRows);
   };

@@ -214,6 +214,26 @@ TEST_CASE("oq-calibrate --perplexity says what oq-eval says") {
   CHECK(read_file(dir / "report.html").find("full precision") != std::string::npos);
 }
 
+TEST_CASE("oq-calibrate --json has every block's loss by epoch, and its errors") {
+  const Models& m = models();
+  const TempDir dir;
+  const auto made = [&](std::vector<std::string> flags) {
+    std::vector<std::string> args = {
+        tool("oq-calibrate"), m.f16, "-o",    dir / "made.oq", "--text", m.text, "--windows", "2",
+        "--window",           "32",  "--json"};
+    args.insert(args.end(), flags.begin(), flags.end());
+    const ProcessResult r = run(args);
+    REQUIRE_MESSAGE(r.code == 0, r.err);
+    return nlohmann::json::parse(r.out);
+  };
+  const auto learned = made({"--method", "omniquant", "--scheme", "w3a16", "--epochs", "3"});
+  REQUIRE(learned["losses"].size() > 0);
+  for (const auto& block : learned["losses"]) CHECK(block.size() == 3);
+  const auto chosen = made({"--method", "auto", "--scheme", "w3a16", "--epochs", "1"});
+  REQUIRE(chosen["output_errors"].size() == learned["losses"].size());
+  for (const auto& error : chosen["output_errors"]) CHECK(error.get<double>() > 0);
+}
+
 TEST_CASE("oq-calibrate refuses what it could not measure or report before it calibrates") {
   const Models& m = models();
   const TempDir dir;

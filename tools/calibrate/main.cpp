@@ -5,7 +5,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <nlohmann/json.hpp>
 
 #include "tools/calibrate/measure.h"
 #include "tools/calibrate/methods/method.h"
@@ -14,6 +13,7 @@
 #include "tools/calibrate/report.h"
 #include "tools/calibrate/tune_weak.h"
 #include "tools/common/cli.h"
+#include "tools/common/json.h"
 #include "tools/common/text_file.h"
 
 namespace {
@@ -148,11 +148,6 @@ void print_text(const Arguments& a, const calibrate::Result& r, const calibrate:
       m.after, m.before, m.after - m.before, m.standard_error, m.windows, m.window, m.text));
 }
 
-/// Strings that are no UTF-8 (names of files may be so) with a mark in their place.
-void print_line(const nlohmann::json& object) {
-  tool::print(object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-}
-
 void print_json(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,
                 double seconds) {
   const calibrate::Options& o = a.options;
@@ -175,13 +170,15 @@ void print_json(const Arguments& a, const calibrate::Result& r, const calibrate:
                            {"parts", parts},
                            {"seconds", seconds},
                            {"peak_memory", tool::peak_memory()},
-                           {"linears", linears}};
+                           {"linears", linears},
+                           {"losses", r.losses},
+                           {"output_errors", r.output_errors}};
   if (m.windows > 0) {
     object["perplexity"] = {{"text", m.text},       {"windows", m.windows},
                             {"window", m.window},   {"full_precision", m.before},
                             {"quantized", m.after}, {"standard_error", m.standard_error}};
   }
-  print_line(object);
+  tool::print_object(object);
 }
 
 calibrate::Measured measure(const Arguments& a, const std::string& text) {
@@ -204,13 +201,11 @@ calibrate::Measured measure(const Arguments& a, const std::string& text) {
 /// Defaults that depend on other flags.
 void settle_learning(Arguments& a) {
   calibrate::Options& o = a.options;
-  const Scheme& s = o.scheme;
-  const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
   const bool faithful = o.learning.faithful;
   if (faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
   if (faithful && a.transform_rate->count() == 0) o.learning.transform_rate = 5e-3;
   if (a.transform->count() == 0) {
-    o.learning.transform = o.method == "abq" || !faithful || activations;
+    o.learning.transform = o.method == "abq" || !faithful || o.scheme.quantizes_activations();
   }
   if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
     throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");
@@ -309,11 +304,11 @@ void tune(const CLI::App& app, Arguments& a) {
       calibrate::tune_weak(o, a.weak_tuning, observer_of(a, "tuning", progress));
   if (progress) progress->finish();
   if (a.json) {
-    return print_line({{"output", o.output.string()},
-                       {"loss_before", r.before},
-                       {"loss", r.after},
-                       {"weights", r.weights},
-                       {"bytes", r.bytes}});
+    return tool::print_object({{"output", o.output.string()},
+                               {"loss_before", r.before},
+                               {"loss", r.after},
+                               {"weights", r.weights},
+                               {"bytes", r.bytes}});
   }
   tool::report(a.quiet,
                fmt::format("{}: {} weak weights, {:.1f} MB; loss on the text {:.4f}, before {:.4f}",

@@ -53,10 +53,16 @@ void add_middle(const float* x, int64_t rows, int64_t cols, std::vector<float>& 
   for (size_t k = 0; k < now.size(); ++k) middle[k] = 0.99f * middle[k] + 0.01f * now[k];
 }
 
-void add_squares(const float* x, int64_t rows, int64_t cols, std::vector<float>& squares) {
+void add_moments(const float* x, int64_t rows, int64_t cols, std::vector<float>& sums,
+                 std::vector<float>& squares) {
+  sums.resize(size_t(cols));
   squares.resize(size_t(cols));
   for (int64_t t = 0; t < rows; ++t) {
-    for (int64_t k = 0; k < cols; ++k) squares[size_t(k)] += x[t * cols + k] * x[t * cols + k];
+    for (int64_t k = 0; k < cols; ++k) {
+      const float v = x[t * cols + k];
+      sums[size_t(k)] += v;
+      squares[size_t(k)] += v * v;
+    }
   }
 }
 
@@ -100,12 +106,11 @@ BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recip
     : job_(job), options_(job.options()), recipe_(recipe), graph_(graph), original_(job.weights()) {
   const Learning& o = options_.learning;
   if (o.transform) {
-    const Scheme& s = options_.scheme;
-    const bool activations = s.activation_bits < 16 || s.query_bits < 16 || s.kv_bits < 16;
     transformation_ = std::make_unique<Transformation>(
         job.config(), original_,
-        Transformation::Kinds{
-            .shifts = activations, .free_rope = o.faithful, .down = recipe_.down});
+        Transformation::Kinds{.shifts = options_.scheme.quantizes_activations(),
+                              .free_rope = o.faithful,
+                              .down = recipe_.down});
     folded_ = original_;
   }
   executed_ = original_;
@@ -186,7 +191,8 @@ void BlockLearner::observe_inputs() {
         if (s.largest.empty()) s.largest.resize(size_t(cols));
         update_channel_max({x, size_t(rows * cols)}, s.largest);
         add_middle(x, rows, cols, s.middle);
-        add_squares(x, rows, cols, s.squares);
+        add_moments(x, rows, cols, s.sums, s.squares);
+        s.tokens += rows;
         for (const std::string& name : group) inputs_[name] = s;
       });
 }
@@ -225,16 +231,20 @@ void BlockLearner::start_pair(Pair& pair) const {
 }
 
 /// How much an error of each of a linear's weights shows in its output, inputs apart: the sum of
-/// x^2 behind the scales of transformations (their shifts are left out). A share of the mean is
-/// added, as to a Hessian's diagonal, for channels that the text left silent. Empty where no input
-/// was seen, or zeros alone.
+/// x^2 as transformations leave x. A share of the mean is added, as to a Hessian's diagonal, for
+/// channels that the text left silent. Empty where no input was seen, or zeros alone.
 std::vector<float> BlockLearner::importance(const std::string& linear) const {
   const auto seen = inputs_.find(linear);
   if (seen == inputs_.end()) return {};
   std::vector<float> h = seen->second.squares;
   if (transforms()) {
     const std::vector<float>& factors = transformation_->column_factors(linear);
-    for (size_t k = 0; k < h.size(); ++k) h[k] /= factors[k] * factors[k];
+    const std::vector<float>& shifts = transformation_->column_shifts(linear);
+    const InputStats& s = seen->second;
+    for (size_t k = 0; k < h.size(); ++k) {
+      const float d = shifts[k], moved = d * (float(s.tokens) * d - 2 * s.sums[k]);
+      h[k] = std::max(0.0f, h[k] + moved) / (factors[k] * factors[k]);
+    }
   }
   const double mean = std::accumulate(h.begin(), h.end(), 0.0) / double(h.size());
   if (mean == 0) return {};

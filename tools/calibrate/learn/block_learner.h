@@ -51,7 +51,8 @@ class BlockLearner {
   struct InputStats {
     std::vector<float> largest;  ///< max |x|
     std::vector<float> middle;   ///< of the range: 0.99 of the windows before, 0.01 of the next
-    std::vector<float> squares;  ///< sum of x^2
+    std::vector<float> sums, squares;  ///< of x and x^2, over
+    int64_t tokens = 0;
   };
   /// A linear while it learns.
   struct Learned {

@@ -60,6 +60,10 @@ class Transformation {
   const std::vector<float>& column_factors(const std::string& linear) const {
     return sides_.at(linear).columns;
   }
+  /// And what its inputs were shifted by, [in]: x became (x - shift) / factor.
+  const std::vector<float>& column_shifts(const std::string& linear) const {
+    return sides_.at(linear).in;
+  }
 
   /// `folded` (of the same shape) becomes `original` with every pair in its weights, norms and
   /// biases. Products that a weight takes part in are made in a fixed order.
