@@ -113,17 +113,18 @@ void softmax(float* scores, const float* bias, int64_t first, int64_t live, int6
   part.sum = sum_lanes(sum);
 }
 
-/// out[i][d .. d + 8 kVectors) = sum over t of p[i][t] v[t][d ..], for n positions.
+/// out[i][d .. d + 8 kVectors) = sum over t of p[i][t] v[t][d ..], for n positions. Over all d, as
+/// many bytes of the next keys come into the second cache.
 template <class T, int kQueries, int kVectors>
 __attribute__((noinline, flatten)) void weigh_values(const float* p, int64_t stride,
                                                      const T* values, int64_t head_dim, int64_t n,
                                                      int64_t d, const T* next_keys,
                                                      AttentionPart* parts) {
+  constexpr int64_t kBytes = 8 * kVectors * int64_t(sizeof(T));  // of one step
   Floats acc[kQueries][kVectors], v[kVectors];
   unrolled<kQueries>([&](int i) { unrolled<kVectors>([&](int j) { acc[i][j] = Floats{}; }); });
-  const T* ahead = next_keys + d * n;
   for (int64_t t = 0; t < n; ++t) {
-    prefetch_lines<2>(ahead + t * 8 * kVectors, 0, 8 * kVectors * int64_t(sizeof(T)));
+    prefetch_lines<2>(next_keys, d * n * int64_t(sizeof(T)) + t * kBytes, kBytes);
     unrolled<kVectors>([&](int j) { v[j] = load_floats(values + t * head_dim + d + 8 * j); });
     unrolled<kQueries>([&](int i) {
       const Floats weight = all(p[i * stride + t]);
