@@ -168,7 +168,9 @@ void attention(benchmark::State& state, const cpu::Kernels* k, int64_t queries, 
   const std::vector<cpu::Sight> sights(size_t(queries), cpu::Sight{.first = 0, .end = positions});
   for (auto _ : state) {
     for (int64_t t = 0; t < positions; t += kStretch) {
-      Cache::kernel (*k)(q.data(), queries, head_dim, cache.view(), t, t + kStretch, sights.data(),
+      const cpu::Stretch stretch = {t, t + kStretch,
+                                    cache.keys.data() + (t + kStretch) % positions * head_dim};
+      Cache::kernel (*k)(q.data(), queries, head_dim, cache.view(), stretch, sights.data(),
                          scores.data(), parts.data());
     }
     benchmark::ClobberMemory();

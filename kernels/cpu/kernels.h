@@ -111,6 +111,13 @@ struct KvCodes : KvView<uint8_t> {
   const f16* value_lows = nullptr;
 };
 
+/// Positions [begin, end) of a cache, begin a multiple of 8, and the keys that the caller turns to
+/// after them, of whatever head: they come into the second cache meanwhile. nullptr: none.
+struct Stretch {
+  int64_t begin = 0, end = 0;
+  const void* next_keys = nullptr;
+};
+
 /// What one query may look at: positions [first, end), and what is added to the score of each
 /// position (ALiBi), by position; nullptr: nothing.
 struct Sight {
@@ -175,18 +182,15 @@ struct Kernels {
   /// y = activation(gate) * up, or activation(gate) where up is nullptr; n values. y may be gate.
   void (*activate)(Activation activation, const float* gate, const float* up, int64_t n, float* y);
 
-  /// `queries` queries of one KV head over positions [begin, end) of its cache, begin a multiple
-  /// of 8; query i sees what sights[i] says. A query that sees none of them leaves a sum of 0. q is
-  /// [queries][head_dim], scaled by 1 / sqrt(head_dim) already. `scores` is scratch, [queries][end
-  /// - begin rounded up to 8].
+  /// `queries` queries of one KV head over a stretch of its cache; query i sees what sights[i]
+  /// says. A query that sees none of it leaves a sum of 0. q is [queries][head_dim], scaled by
+  /// 1 / sqrt(head_dim) already. `scores` is scratch, [queries][positions rounded up to 8].
   void (*attend_f16)(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv,
-                     int64_t begin, int64_t end, const Sight* sights, float* scores,
-                     AttentionPart* parts);
+                     Stretch stretch, const Sight* sights, float* scores, AttentionPart* parts);
   void (*attend_f32)(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv,
-                     int64_t begin, int64_t end, const Sight* sights, float* scores,
-                     AttentionPart* parts);
-  void (*attend_codes)(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, int64_t begin,
-                       int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
+                     Stretch stretch, const Sight* sights, float* scores, AttentionPart* parts);
+  void (*attend_codes)(const float* q, int64_t queries, int64_t head_dim, KvCodes kv,
+                       Stretch stretch, const Sight* sights, float* scores, AttentionPart* parts);
 };
 
 /// The plain C++ kernels: every CPU has them.

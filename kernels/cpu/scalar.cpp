@@ -352,12 +352,12 @@ void attend_one(const float* q, int64_t head_dim, const Cache& kv, int64_t begin
 }
 
 template <class Cache>
-void attend(const float* q, int64_t queries, int64_t head_dim, Cache kv, int64_t begin, int64_t end,
+void attend(const float* q, int64_t queries, int64_t head_dim, Cache kv, Stretch stretch,
             const Sight* sights, float* scores, AttentionPart* parts) {
   for (int64_t i = 0; i < queries; ++i) {
     const Sight& s = sights[i];
-    attend_one(q + i * head_dim, head_dim, kv, std::max(begin, s.first), std::min(end, s.end),
-               s.bias, scores, parts[i]);
+    attend_one(q + i * head_dim, head_dim, kv, std::max(stretch.begin, s.first),
+               std::min(stretch.end, s.end), s.bias, scores, parts[i]);
   }
 }
 

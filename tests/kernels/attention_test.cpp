@@ -112,7 +112,7 @@ void check_attention(Attend attend, int64_t positions, int64_t dim, int64_t quer
     parts.push_back({0, 0, out.data() + i * dim});
   }
   for (int64_t from = 0; from < positions; from += chunk) {
-    attend(q.data(), queries, dim, cache.view(), from, std::min(positions, from + chunk),
+    attend(q.data(), queries, dim, cache.view(), {from, std::min(positions, from + chunk)},
            sights.data(), scores.data(), parts.data());
     for (size_t i = 0; i < totals.size(); ++i) cpu::merge(totals[i], parts[i], dim);
   }
@@ -179,8 +179,8 @@ TEST_CASE("attention finds the one key that matches") {
     q[11] = 1e4f;
     const cpu::Sight all{.first = 0, .end = positions};
     cpu::AttentionPart part{0, 0, y.data()};
-    k->attend_f32(q.data(), 1, dim, {keys.data(), values.data()}, 0, positions, &all, scores.data(),
-                  &part);
+    k->attend_f32(q.data(), 1, dim, {keys.data(), values.data()}, {0, positions}, &all,
+                  scores.data(), &part);
     CHECK(part.sum == 1.0f);
     for (int64_t d = 0; d < dim; ++d) CHECK(y[size_t(d)] == float(1100 + d));
   }

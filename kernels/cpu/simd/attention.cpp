@@ -3,64 +3,84 @@
 /// Regime: decode (the queries of one KV head's group) and prefill (those of several tokens).
 /// Layout: keys in tiles of 8 positions, so that 8 scores are one vector and no horizontal sum is
 /// needed; values row by row. Work split: the caller gives stretches and merges what they leave
-/// behind. Each key and value is converted once per tile of up to 4 queries (8 with twice the
-/// registers). Every score adds up over dimensions in ascending order and every output over
-/// positions, whatever the tile. Codes are multiplied as they are: their grids, one per position,
-/// go into the finished scores and into the weights of the values. Bound: the cache's bytes at one
-/// query, FMA from about 4 on.
+/// behind. Each key and value is converted once per tile of up to 4 queries. Every score adds up
+/// over dimensions in ascending order and every output over positions, whatever the tile. Codes are
+/// multiplied as they are: their grids, one per position, go into the finished scores and into the
+/// weights of the values.
+///
+/// Memory works at an even pace: while scores are computed a stretch's values come into the second
+/// cache, line by line as keys are used up, and while those are summed the next stretch's keys. A
+/// burst of prefetches would fill the core's queue of misses, and every load behind it would wait.
+/// Bound: the cache's bytes up to 3 queries, FMA from about 4 on. What lost: docs/kernels.md.
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/cpu/simd/simd.h"
 
 namespace oq::cpu::OQ_ISA {
 namespace {
 
-constexpr int kMostQueries = kRegisters / 4;  ///< that share one pass over keys and values
+constexpr int kMostQueries = 4;  ///< that share one pass over keys and values
 
-/// scores[i][t - begin] = q_i k_t for kTiles whole tiles of keys from t = begin on.
-template <class T, int kQueries, int kTiles>
-inline __attribute__((always_inline)) void score(const float* q, int64_t head_dim, const T* keys,
-                                                 float* scores, int64_t stride) {
-  Floats acc[kTiles][kQueries];
-  for (auto& a : acc) std::fill(a, a + kQueries, Floats{});
-  for (int64_t d = 0; d < head_dim; ++d) {
-    Floats key[kTiles];
-#pragma GCC unroll 4
-    for (int j = 0; j < kTiles; ++j) key[j] = load_floats(keys + (j * head_dim + d) * kKeyTile);
-#pragma GCC unroll 8
-    for (int i = 0; i < kQueries; ++i) {
-      const Floats x = all(q[i * head_dim + d]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kTiles; ++j) acc[j][i] = fmadd(key[j], x, acc[j][i]);
-    }
+/// f(0) ... f(kCount - 1), written out before anything is optimized: an array that constants alone
+/// index stays in registers. (Of loops with an unroll pragma, GCC 12 kept some sums in memory.) The
+/// loops below are functions of their own, flattened, so that their pointers have registers too.
+template <int kCount, class F>
+inline __attribute__((always_inline)) void unrolled(F&& f) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+    (f(kIndex), ...);
   }
-  for (int j = 0; j < kTiles; ++j) {
-    for (int i = 0; i < kQueries; ++i) {
-      store(scores + i * stride + j * kKeyTile, acc[j][i]);
-    }
-  }
+  (std::make_integer_sequence<int, kCount>());
 }
 
-/// The same for [begin, end), while the values of these positions are on their way. Several tiles
-/// at once, because a sum waits 4 cycles for the one before it, in which 8 others can be started.
+/// scores[i][t] = q_i k_t for kTiles whole tiles of keys, asking for what lies at `ahead` line by
+/// line: as many bytes as it reads.
+template <class T, int kQueries, int kTiles>
+inline __attribute__((always_inline)) void score(const float* q, int64_t head_dim, const T* keys,
+                                                 float* scores, int64_t stride, const void* ahead) {
+  constexpr int64_t kBytes = kTiles * kKeyTile * int64_t(sizeof(T));  // of one dimension
+  Floats acc[kQueries][kTiles], key[kTiles];
+  unrolled<kQueries>([&](int i) { unrolled<kTiles>([&](int j) { acc[i][j] = Floats{}; }); });
+  for (int64_t d = 0; d < head_dim; ++d) {
+    if (d * kBytes % 64 < kBytes) prefetch_lines<2>(ahead, d * kBytes, kBytes);  // a line once
+    unrolled<kTiles>([&](int j) { key[j] = load_floats(keys + (j * head_dim + d) * kKeyTile); });
+    unrolled<kQueries>([&](int i) {
+      const Floats x = all(q[i * head_dim + d]);
+      unrolled<kTiles>([&](int j) { acc[i][j] = fmadd(key[j], x, acc[i][j]); });
+    });
+  }
+  unrolled<kQueries>([&](int i) {
+    unrolled<kTiles>([&](int j) { store(scores + i * stride + j * kKeyTile, acc[i][j]); });
+  });
+}
+
+/// Tiles of keys that meet all queries at once: a sum waits 4 cycles for the one before it, in
+/// which 8 others can be started.
+constexpr int tiles_of(int queries) {
+  if (kRegisters == 32 || queries <= 2) return 4;
+  return queries == 3 ? 3 : 2;
+}
+
+/// The same for [begin, end), while the values of these positions are on their way.
 template <class T, int kQueries>
-void score_tiles(const float* q, int64_t head_dim, const T* keys, const T* values, int64_t begin,
-                 int64_t end, float* scores, int64_t stride) {
-  constexpr int kTiles = kQueries == 1 ? 4 : 2;
-  const int64_t bytes = kTiles * kKeyTile * head_dim * int64_t(sizeof(T));
+__attribute__((noinline, flatten)) void score_tiles(const float* q, int64_t head_dim, const T* keys,
+                                                    const T* values, int64_t begin, int64_t end,
+                                                    float* scores, int64_t stride) {
   int64_t t = begin;
-  for (; t + (kTiles - 1) * kKeyTile < end; t += kTiles * kKeyTile) {
-    prefetch_lines<1>(keys + t * head_dim, std::max<int64_t>(bytes, 4096), bytes);
-    prefetch_lines<2>(values + t * head_dim, 0, bytes);
-    score<T, kQueries, kTiles>(q, head_dim, keys + t * head_dim, scores + t - begin, stride);
-  }
-  for (; t < end; t += kKeyTile) {
-    score<T, kQueries, 1>(q, head_dim, keys + t * head_dim, scores + t - begin, stride);
-  }
+  const auto some = [&]<int kTiles>(std::integral_constant<int, kTiles>) {
+    constexpr int64_t kPositions = kTiles * kKeyTile;
+    for (; t + kPositions - kKeyTile < end; t += kPositions) {
+      score<T, kQueries, kTiles>(q, head_dim, keys + t * head_dim, scores + t - begin, stride,
+                                 values + t * head_dim);
+    }
+  };
+  some(std::integral_constant<int, tiles_of(kQueries)>());
+  some(std::integral_constant<int, 2>());
+  some(std::integral_constant<int, 1>());
 }
 
 /// Scores become exponentials relative to the largest; those outside [first, live) become 0.
@@ -76,47 +96,51 @@ void softmax(float* scores, const float* bias, int64_t first, int64_t live, int6
   for (int64_t t = 0; t < stride; t += 8) top = max(load_floats(scores + t), top);
   part.top = max_lane(top);
   Floats sum = Floats{};
-  for (int64_t t = 0; t < stride; t += 8) {
-    const Floats s = load_floats(scores + t) - all(part.top);
-    const Floats p = exp(s);
-    store(scores + t, p);
-    sum = sum + p;
-  }
+  const auto some = [&]<int kVectors>(int64_t t, std::integral_constant<int, kVectors>) {
+    for (; t + 8 * kVectors <= stride; t += 8 * kVectors) {
+      Floats p[kVectors];
+      for (int j = 0; j < kVectors; ++j) p[j] = load_floats(scores + t + 8 * j) - all(part.top);
+      exp(p);
+      for (int j = 0; j < kVectors; ++j) {
+        store(scores + t + 8 * j, p[j]);
+        sum = sum + p[j];
+      }
+    }
+    return t;
+  };
+  const int64_t t = some(0, std::integral_constant<int, 4>());
+  some(t, std::integral_constant<int, 1>());
   part.sum = sum_lanes(sum);
 }
 
-/// out[i][d .. d + 8 kVectors) = sum over t of p[i][t] v[t][d ..]. With the first dimensions come
-/// the keys of the stretch that is next, so that memory is not idle meanwhile.
+/// out[i][d .. d + 8 kVectors) = sum over t of p[i][t] v[t][d ..], for n positions. Over all d, as
+/// many bytes of the next keys come into the second cache.
 template <class T, int kQueries, int kVectors>
-void weigh_values(const float* p, int64_t stride, const T* values, int64_t head_dim, int64_t n,
-                  int64_t d, const T* next_keys, AttentionPart* parts) {
-  Floats acc[kQueries][kVectors];
-  for (auto& a : acc) std::fill(a, a + kVectors, Floats{});
+__attribute__((noinline, flatten)) void weigh_values(const float* p, int64_t stride,
+                                                     const T* values, int64_t head_dim, int64_t n,
+                                                     int64_t d, const T* next_keys,
+                                                     AttentionPart* parts) {
+  constexpr int64_t kBytes = 8 * kVectors * int64_t(sizeof(T));  // of one step
+  Floats acc[kQueries][kVectors], v[kVectors];
+  unrolled<kQueries>([&](int i) { unrolled<kVectors>([&](int j) { acc[i][j] = Floats{}; }); });
   for (int64_t t = 0; t < n; ++t) {
-    if (d == 0) {
-      const int64_t bytes = head_dim * int64_t(sizeof(T));
-      prefetch_lines<2>(next_keys, t * bytes, bytes);
-    }
-    Floats v[kVectors];
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) v[j] = load_floats(values + t * head_dim + d + 8 * j);
-#pragma GCC unroll 8
-    for (int i = 0; i < kQueries; ++i) {
+    prefetch_lines<2>(next_keys, d * n * int64_t(sizeof(T)) + t * kBytes, kBytes);
+    unrolled<kVectors>([&](int j) { v[j] = load_floats(values + t * head_dim + d + 8 * j); });
+    unrolled<kQueries>([&](int i) {
       const Floats weight = all(p[i * stride + t]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) acc[i][j] = fmadd(weight, v[j], acc[i][j]);
-    }
+      unrolled<kVectors>([&](int j) { acc[i][j] = fmadd(weight, v[j], acc[i][j]); });
+    });
   }
-  for (int i = 0; i < kQueries; ++i) {
-    for (int j = 0; j < kVectors; ++j) store(parts[i].out + d + 8 * j, acc[i][j]);
-  }
+  unrolled<kQueries>([&](int i) {
+    unrolled<kVectors>([&](int j) { store(parts[i].out + d + 8 * j, acc[i][j]); });
+  });
 }
 
 /// Vectors of values that meet all queries at once: at least 8 sums that do not wait for each
 /// other.
 constexpr int vectors_of(int queries) {
   if (queries == 1) return 8;
-  return kMostQueries == 8 ? (queries == 8 ? 2 : 4) : (queries == 2 ? 4 : 2);
+  return kRegisters == 32 || queries == 2 ? 4 : 2;
 }
 
 /// Scores of codes become scores of keys: q (scale code + low) = scale (q code) + low sum(q).
@@ -144,11 +168,12 @@ float scale_weights(const KvCodes& kv, int64_t begin, int64_t n, float* p) {
 }
 
 template <class Cache, int kQueries>
-void attend_tile(const float* q, int64_t head_dim, const Cache& kv, int64_t begin, int64_t end,
+void attend_tile(const float* q, int64_t head_dim, const Cache& kv, Stretch stretch,
                  const Sight* sights, float* scores, AttentionPart* parts) {
   using T = std::remove_cvref_t<decltype(*kv.keys)>;
   constexpr bool kOfCodes = std::is_same_v<Cache, KvCodes>;
   constexpr int kVectors = vectors_of(kQueries);
+  const auto [begin, end, after] = stretch;
   const int64_t stride = (end - begin + kKeyTile - 1) / kKeyTile * kKeyTile;
   score_tiles<T, kQueries>(q, head_dim, kv.keys, kv.values, begin, end, scores, stride);
   int64_t seen = 0;
@@ -171,7 +196,7 @@ void attend_tile(const float* q, int64_t head_dim, const Cache& kv, int64_t begi
     }
   }
   const T* values = kv.values + begin * head_dim;
-  const T* next_keys = kv.keys + (begin + stride) * head_dim;
+  const T* next_keys = after != nullptr ? static_cast<const T*>(after) : values;
   int64_t d = 0;
   for (; d + 8 * kVectors <= head_dim; d += 8 * kVectors) {
     weigh_values<T, kQueries, kVectors>(scores, stride, values, head_dim, seen, d, next_keys,
@@ -195,18 +220,17 @@ void attend_tile(const float* q, int64_t head_dim, const Cache& kv, int64_t begi
 }
 
 template <class Cache>
-void attend(const float* q, int64_t queries, int64_t head_dim, const Cache& kv, int64_t begin,
-            int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
+void attend(const float* q, int64_t queries, int64_t head_dim, const Cache& kv, Stretch stretch,
+            const Sight* sights, float* scores, AttentionPart* parts) {
   const auto some = [&]<int kQueries>(std::integral_constant<int, kQueries>) {
     for (; queries >= kQueries; queries -= kQueries) {
-      attend_tile<Cache, kQueries>(q, head_dim, kv, begin, end, sights, scores, parts);
+      attend_tile<Cache, kQueries>(q, head_dim, kv, stretch, sights, scores, parts);
       q += kQueries * head_dim;
       sights += kQueries;
       parts += kQueries;
     }
   };
   some(std::integral_constant<int, kMostQueries>());
-  if constexpr (kMostQueries > 4) some(std::integral_constant<int, 4>());
   some(std::integral_constant<int, 3>());
   some(std::integral_constant<int, 2>());
   some(std::integral_constant<int, 1>());
@@ -214,19 +238,19 @@ void attend(const float* q, int64_t queries, int64_t head_dim, const Cache& kv, 
 
 }  // namespace
 
-void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, int64_t begin,
-                int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
-  attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
+void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, Stretch stretch,
+                const Sight* sights, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, stretch, sights, scores, parts);
 }
 
-void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
-                int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
-  attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
+void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv,
+                Stretch stretch, const Sight* sights, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, stretch, sights, scores, parts);
 }
 
-void attend_codes(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, int64_t begin,
-                  int64_t end, const Sight* sights, float* scores, AttentionPart* parts) {
-  attend(q, queries, head_dim, kv, begin, end, sights, scores, parts);
+void attend_codes(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, Stretch stretch,
+                  const Sight* sights, float* scores, AttentionPart* parts) {
+  attend(q, queries, head_dim, kv, stretch, sights, scores, parts);
 }
 
 }  // namespace oq::cpu::OQ_ISA

@@ -60,16 +60,30 @@ inline __attribute__((always_inline)) void prefetch_lines(const void* p, int64_t
 }
 
 /// e^x to about 2 ulp on [-87, 88]; 0 below, e^88 above. Range reduction by ln 2 in two parts and
-/// a degree-6 Taylor polynomial on [-ln2/2, ln2/2], whose error there is below 1.2e-7.
-inline Floats exp(Floats x) {
+/// a degree-6 Taylor polynomial on [-ln2/2, ln2/2], whose error there is below 1.2e-7. Of several
+/// vectors each step is done for all, since a step waits some 4 cycles for the one before it.
+template <int kVectors>
+inline __attribute__((always_inline)) void exp(Floats (&x)[kVectors]) {
   const Floats low = all(-87.0f);
-  const Floats inside = min(all(88.0f), max(low, x));
-  const Floats n = nearest(inside * all(1.44269504f));
-  Floats r = fnmadd(n, all(0.693145752f), inside);
-  r = fnmadd(n, all(1.42860677e-6f), r);
-  Floats p = all(1.0f / 720);
-  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = fmadd(p, r, all(c));
-  return zero_where_less(x, low, times_power_of_2(p, n));
+  Floats n[kVectors], r[kVectors], p[kVectors];
+  for (int j = 0; j < kVectors; ++j) r[j] = min(all(88.0f), max(low, x[j]));
+  for (int j = 0; j < kVectors; ++j) n[j] = nearest(r[j] * all(1.44269504f));
+  for (int j = 0; j < kVectors; ++j) r[j] = fnmadd(n[j], all(0.693145752f), r[j]);
+  for (int j = 0; j < kVectors; ++j) r[j] = fnmadd(n[j], all(1.42860677e-6f), r[j]);
+  for (int j = 0; j < kVectors; ++j) p[j] = all(1.0f / 720);
+#pragma GCC unroll 6
+  for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    for (int j = 0; j < kVectors; ++j) p[j] = fmadd(p[j], r[j], all(c));
+  }
+  for (int j = 0; j < kVectors; ++j) {
+    x[j] = zero_where_less(x[j], low, times_power_of_2(p[j], n[j]));
+  }
+}
+
+inline Floats exp(Floats x) {
+  Floats one[1] = {x};
+  exp(one);
+  return one[0];
 }
 
 const Kernels& table();
@@ -90,11 +104,11 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n,
                 float* y);
 void activate(Activation activation, const float* gate, const float* up, int64_t n, float* y);
-void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, int64_t begin,
-                int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
-void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv, int64_t begin,
-                int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
-void attend_codes(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, int64_t begin,
-                  int64_t end, const Sight* sights, float* scores, AttentionPart* parts);
+void attend_f16(const float* q, int64_t queries, int64_t head_dim, KvView<f16> kv, Stretch stretch,
+                const Sight* sights, float* scores, AttentionPart* parts);
+void attend_f32(const float* q, int64_t queries, int64_t head_dim, KvView<float> kv,
+                Stretch stretch, const Sight* sights, float* scores, AttentionPart* parts);
+void attend_codes(const float* q, int64_t queries, int64_t head_dim, KvCodes kv, Stretch stretch,
+                  const Sight* sights, float* scores, AttentionPart* parts);
 
 }  // namespace oq::cpu::OQ_ISA

@@ -1,6 +1,7 @@
 #include "runtime/backend/cpu/attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 namespace oq {
@@ -9,6 +10,25 @@ namespace {
 constexpr int64_t kTileQueries = 24;  ///< queries per tile at the most, unless a group has more
 
 }  // namespace
+
+template <class F>
+void CpuAttention::in_shares(int64_t count, F f) {
+  const int threads = pool_.threads();
+  for (int i = 0; i < threads; ++i) {
+    shares_[size_t(i)].next.store(count * i / threads, std::memory_order_relaxed);
+    shares_[size_t(i)].end = count * (i + 1) / threads;
+  }
+  pool_.parallel_for(threads, 1, [&](int64_t own, int64_t, int thread) {
+    for (int64_t i = own; i < own + threads; ++i) {
+      Share& share = shares_[size_t(i % threads)];
+      while (true) {
+        const int64_t p = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (p >= share.end) break;
+        f(p, p + 1 < share.end ? p + 1 : -1, thread);
+      }
+    }
+  });
+}
 
 void CpuAttention::make_tiles(const Batch& batch, std::span<const int64_t> runs) {
   const int64_t tokens_per_tile = std::max<int64_t>(1, kTileQueries / group());
@@ -20,16 +40,18 @@ void CpuAttention::make_tiles(const Batch& batch, std::span<const int64_t> runs)
       const int64_t first = first_seen(batch.positions[size_t(row)]);
       const int64_t end = batch.positions[size_t(row + n - 1)] + 1;
       for (int64_t h = 0; h < config_.kv_heads; ++h) {
-        tiles_.push_back({row, n, batch.sequences[size_t(row)], h, first, end});
+        tiles_.push_back({row, n, batch.sequences[size_t(row)], h, first, end, 0});
       }
     }
   }
 }
 
-void CpuAttention::load_queries(const Tile& tile, const Batch& batch, cpu::Rows qkv,
+void CpuAttention::load_queries(int64_t index, const Batch& batch, cpu::Rows qkv,
                                 Scratch& s) const {
+  const Tile& tile = tiles_[size_t(index)];
   const int64_t dim = config_.head_dim, queries = tile.tokens * group();
   const float scale = 1.0f / std::sqrt(float(dim));
+  s.tile = index;
   s.q.resize(size_t(queries * dim));
   s.sights.resize(size_t(queries));
   s.part_out.resize(size_t(queries * dim));
@@ -47,12 +69,19 @@ void CpuAttention::load_queries(const Tile& tile, const Batch& batch, cpu::Rows 
   }
 }
 
-void CpuAttention::attend(const CpuKvCache& cache, int64_t layer, const Tile& tile, int64_t stretch,
-                          Scratch& s) const {
-  const int64_t begin = stretch * kStretch, end = std::min(tile.end, begin + kStretch);
-  const auto queries = int64_t(s.parts.size());
+const void* CpuAttention::first_keys(const CpuKvCache& cache, int64_t layer,
+                                     const Piece& piece) const {
+  const Tile& tile = tiles_[size_t(piece.tile)];
+  return cache.keys(layer, tile.sequence, tile.kv_head, piece.stretch * kStretch);
+}
+
+void CpuAttention::attend(const CpuKvCache& cache, int64_t layer, const Piece& piece,
+                          const void* next_keys, Scratch& s) const {
+  const Tile& tile = tiles_[size_t(piece.tile)];
+  const int64_t begin = piece.stretch * kStretch;
+  const cpu::Stretch stretch = {begin, std::min(tile.end, begin + kStretch), next_keys};
   const auto run = [&](auto kernel, const auto& head) {
-    kernel(s.q.data(), queries, config_.head_dim, head, begin, end, s.sights.data(),
+    kernel(s.q.data(), int64_t(s.parts.size()), config_.head_dim, head, stretch, s.sights.data(),
            s.scores.data(), s.parts.data());
   };
   if (cache.bits() == 32) {
@@ -64,8 +93,9 @@ void CpuAttention::attend(const CpuKvCache& cache, int64_t layer, const Tile& ti
   }
 }
 
-void CpuAttention::attend_whole(const CpuKvCache& cache, int64_t layer, const Tile& tile,
-                                Scratch& s, cpu::MutableRows out) {
+void CpuAttention::attend_whole(const CpuKvCache& cache, int64_t layer, int64_t index,
+                                const void* next_keys, Scratch& s, cpu::MutableRows out) const {
+  const Tile& tile = tiles_[size_t(index)];
   const int64_t dim = config_.head_dim;
   std::vector<cpu::AttentionPart> totals(s.parts.size());
   for (size_t i = 0; i < totals.size(); ++i) {
@@ -74,7 +104,9 @@ void CpuAttention::attend_whole(const CpuKvCache& cache, int64_t layer, const Ti
     totals[i] = {0, 0, out.row(row) + head * dim};
   }
   for (int64_t stretch = tile.first_stretch(); stretch < tile.end_stretch(); ++stretch) {
-    attend(cache, layer, tile, stretch, s);
+    const bool last = stretch + 1 == tile.end_stretch();
+    attend(cache, layer, {index, stretch},
+           last ? next_keys : first_keys(cache, layer, {index, stretch + 1}), s);
     for (size_t i = 0; i < totals.size(); ++i) cpu::merge(totals[i], s.parts[i], dim);
   }
   for (const cpu::AttentionPart& t : totals) {
@@ -82,50 +114,57 @@ void CpuAttention::attend_whole(const CpuKvCache& cache, int64_t layer, const Ti
   }
 }
 
+void CpuAttention::attend_piece(const CpuKvCache& cache, int64_t layer, const Piece& piece,
+                                const void* next_keys, Scratch& s) {
+  const Tile& tile = tiles_[size_t(piece.tile)];
+  const auto queries = int64_t(s.parts.size());
+  const int64_t first = tile.first_part + (piece.stretch - tile.first_stretch()) * queries;
+  for (int64_t i = 0; i < queries; ++i) {
+    s.parts[size_t(i)].out = part_out_.data() + (first + i) * config_.head_dim;
+  }
+  attend(cache, layer, piece, next_keys, s);
+  std::copy(s.parts.begin(), s.parts.end(), parts_.begin() + first);
+}
+
+void CpuAttention::merge_pieces(int64_t index, cpu::MutableRows out) const {
+  const Tile& tile = tiles_[size_t(index)];
+  const int64_t dim = config_.head_dim, queries = tile.tokens * group();
+  const int64_t stretches = tile.end_stretch() - tile.first_stretch();
+  for (int64_t i = 0; i < queries; ++i) {
+    const int64_t row = tile.row + i / group(), head = tile.kv_head * group() + i % group();
+    cpu::AttentionPart total{0, 0, out.row(row) + head * dim};
+    for (int64_t s = 0; s < stretches; ++s) {
+      cpu::merge(total, parts_[size_t(tile.first_part + s * queries + i)], dim);
+    }
+    for (int64_t d = 0; d < dim; ++d) total.out[d] /= total.sum;
+  }
+}
+
 void CpuAttention::attend_split(const CpuKvCache& cache, int64_t layer, const Batch& batch,
                                 cpu::Rows qkv, cpu::MutableRows out) {
-  const int64_t dim = config_.head_dim;
-  struct Piece {
-    size_t tile;
-    int64_t stretch, first;  ///< first of the tile's queries in stretch_parts_
-  };
-  std::vector<Piece> pieces;
-  int64_t queries = 0;
+  pieces_.clear();
+  unfinished_.clear();
+  int64_t parts = 0;
   for (size_t t = 0; t < tiles_.size(); ++t) {
-    for (int64_t s = tiles_[t].first_stretch(); s < tiles_[t].end_stretch(); ++s) {
-      pieces.push_back({t, s, queries});
-      queries += tiles_[t].tokens * group();
+    Tile& tile = tiles_[t];
+    tile.first_part = parts;
+    for (int64_t s = tile.first_stretch(); s < tile.end_stretch(); ++s) {
+      pieces_.push_back({int64_t(t), s});
     }
+    unfinished_.push_back(tile.end_stretch() - tile.first_stretch());
+    parts += unfinished_.back() * tile.tokens * group();
   }
-  stretch_out_.resize(size_t(queries * dim));
-  stretch_parts_.resize(size_t(queries));
-  pool_.parallel_for(int64_t(pieces.size()), 1, [&](int64_t begin, int64_t end, int thread) {
+  parts_.resize(size_t(parts));
+  part_out_.resize(size_t(parts * config_.head_dim));
+  for (Scratch& s : scratch_) s.tile = -1;
+  in_shares(int64_t(pieces_.size()), [&](int64_t p, int64_t next, int thread) {
     Scratch& s = scratch_[size_t(thread)];
-    for (int64_t p = begin; p < end; ++p) {
-      const Piece& piece = pieces[size_t(p)];
-      load_queries(tiles_[piece.tile], batch, qkv, s);
-      for (size_t i = 0; i < s.parts.size(); ++i) {
-        s.parts[i].out = stretch_out_.data() + (piece.first + int64_t(i)) * dim;
-      }
-      attend(cache, layer, tiles_[piece.tile], piece.stretch, s);
-      std::copy(s.parts.begin(), s.parts.end(), stretch_parts_.begin() + piece.first);
-    }
-  });
-  const auto merge = [&](const Piece& piece) {
-    const Tile& tile = tiles_[piece.tile];
-    const int64_t n = tile.tokens * group(), count = tile.end_stretch() - tile.first_stretch();
-    if (piece.stretch != tile.first_stretch()) return;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = tile.row + i / group(), head = tile.kv_head * group() + i % group();
-      cpu::AttentionPart total{0, 0, out.row(row) + head * dim};
-      for (int64_t s = 0; s < count; ++s) {
-        cpu::merge(total, stretch_parts_[size_t(piece.first + s * n + i)], dim);
-      }
-      for (int64_t d = 0; d < dim; ++d) total.out[d] /= total.sum;
-    }
-  };
-  pool_.parallel_for(int64_t(pieces.size()), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t p = begin; p < end; ++p) merge(pieces[size_t(p)]);
+    const Piece& piece = pieces_[size_t(p)];
+    if (piece.tile != s.tile) load_queries(piece.tile, batch, qkv, s);
+    const void* next_keys = next < 0 ? nullptr : first_keys(cache, layer, pieces_[size_t(next)]);
+    attend_piece(cache, layer, piece, next_keys, s);
+    std::atomic_ref unfinished(unfinished_[size_t(piece.tile)]);
+    if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) merge_pieces(piece.tile, out);
   });
 }
 
@@ -134,16 +173,19 @@ void CpuAttention::run(const CpuKvCache& cache, int64_t layer, const float* alib
                        cpu::MutableRows out) {
   alibi_ = alibi;
   scratch_.resize(size_t(pool_.threads()));
+  if (shares_.empty()) shares_ = std::vector<Share>(size_t(pool_.threads()));
   make_tiles(batch, runs);
   if (int64_t(tiles_.size()) < 4 * pool_.threads()) {
     return attend_split(cache, layer, batch, qkv, out);
   }
-  pool_.parallel_for(int64_t(tiles_.size()), 1, [&](int64_t begin, int64_t end, int thread) {
+  in_shares(int64_t(tiles_.size()), [&](int64_t t, int64_t next, int thread) {
     Scratch& s = scratch_[size_t(thread)];
-    for (int64_t t = begin; t < end; ++t) {
-      load_queries(tiles_[size_t(t)], batch, qkv, s);
-      attend_whole(cache, layer, tiles_[size_t(t)], s, out);
+    load_queries(t, batch, qkv, s);
+    const void* next_keys = nullptr;
+    if (next >= 0) {
+      next_keys = first_keys(cache, layer, {next, tiles_[size_t(next)].first_stretch()});
     }
+    attend_whole(cache, layer, t, next_keys, s, out);
   });
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -14,8 +15,9 @@ namespace oq {
 /// Attention of a batch's rows over the KV cache, on the thread pool.
 ///
 /// Work is cut into tiles of queries that share one KV head, and, when there are few of those, into
-/// stretches of positions too. Stretches are always the same and always merged in order, so the
-/// result does not depend on the number of threads nor on the rows of the batch.
+/// stretches of positions too, which whoever finishes a tile's last one merges. Stretches are
+/// always the same and always merged in order, so the result does not depend on the number of
+/// threads nor on the rows of the batch.
 class CpuAttention {
  public:
   CpuAttention(ThreadPool& pool, const cpu::Kernels& kernels, const ModelConfig& config)
@@ -33,22 +35,42 @@ class CpuAttention {
   struct Tile {
     int64_t row, tokens, sequence, kv_head;
     int64_t first, end;  ///< positions that any of them sees
+    int64_t first_part;  ///< in parts_: [stretch][query]
 
     int64_t first_stretch() const { return first / kStretch; }
     int64_t end_stretch() const { return (end + kStretch - 1) / kStretch; }
   };
+  /// One stretch of a tile.
+  struct Piece {
+    int64_t tile, stretch;
+  };
+  /// Neighbouring tiles or pieces, one thread's unless others have done theirs before.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};  ///< first that nobody has taken
+    int64_t end = 0;
+  };
   struct Scratch {
+    int64_t tile = -1;  ///< whose queries these are
     std::vector<float> q, scores, part_out;
     std::vector<cpu::Sight> sights;
     std::vector<cpu::AttentionPart> parts;
   };
 
+  /// f(i, next, thread) for every i in [0, count): `next` is what the thread most likely turns to
+  /// after i, or -1. Neighbours lie behind each other in the cache, and so are read ahead; the keys
+  /// of a share's first, or of what a thread takes from another, are in no cache yet.
+  template <class F>
+  void in_shares(int64_t count, F f);
+  const void* first_keys(const CpuKvCache& cache, int64_t layer, const Piece& piece) const;
   void make_tiles(const Batch& batch, std::span<const int64_t> runs);
-  void load_queries(const Tile& tile, const Batch& batch, cpu::Rows qkv, Scratch& s) const;
-  void attend(const CpuKvCache& cache, int64_t layer, const Tile& tile, int64_t stretch,
+  void load_queries(int64_t tile, const Batch& batch, cpu::Rows qkv, Scratch& s) const;
+  void attend(const CpuKvCache& cache, int64_t layer, const Piece& piece, const void* next_keys,
               Scratch& s) const;
-  void attend_whole(const CpuKvCache& cache, int64_t layer, const Tile& tile, Scratch& s,
-                    cpu::MutableRows out);
+  void attend_whole(const CpuKvCache& cache, int64_t layer, int64_t tile, const void* next_keys,
+                    Scratch& s, cpu::MutableRows out) const;
+  void attend_piece(const CpuKvCache& cache, int64_t layer, const Piece& piece,
+                    const void* next_keys, Scratch& s);
+  void merge_pieces(int64_t tile, cpu::MutableRows out) const;
   void attend_split(const CpuKvCache& cache, int64_t layer, const Batch& batch, cpu::Rows qkv,
                     cpu::MutableRows out);
 
@@ -62,9 +84,12 @@ class CpuAttention {
   const ModelConfig& config_;
   const float* alibi_ = nullptr;
   std::vector<Tile> tiles_;
-  std::vector<Scratch> scratch_;    ///< per thread
-  std::vector<float> stretch_out_;  ///< [tile][stretch][query][head_dim]
-  std::vector<cpu::AttentionPart> stretch_parts_;
+  std::vector<Share> shares_;        ///< per thread
+  std::vector<Scratch> scratch_;     ///< per thread
+  std::vector<Piece> pieces_;        ///< of all tiles, one tile after another
+  std::vector<int64_t> unfinished_;  ///< pieces of each tile
+  std::vector<cpu::AttentionPart> parts_;
+  std::vector<float> part_out_;  ///< [part][head_dim]
 };
 
 }  // namespace oq

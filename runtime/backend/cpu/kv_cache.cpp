@@ -30,7 +30,7 @@ CpuKvCache::CpuKvCache(const Plan& plan)
   if (fits) {
     all_positions_ = int64_t(all);
     const auto values = size_t(all) * size_t(head_dim_);
-    const size_t size = bits_ > 8 ? size_t(bits_ / 8) : 1;
+    const auto size = size_t(value_bytes());
     keys_ = zeros(values, size, plan.pages);
     values_ = zeros(values, size, plan.pages);
     if (bits_ <= 8) grids_ = zeros(size_t(all), 4 * sizeof(f16), plan.pages);

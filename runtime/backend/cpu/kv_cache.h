@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -28,6 +29,11 @@ class CpuKvCache {
     const int64_t at = first_position(layer, sequence, kv_head) * head_dim_;
     return {static_cast<const T*>(keys_.get()) + at, static_cast<const T*>(values_.get()) + at};
   }
+  /// The keys from a position on, a multiple of kKeyTile; of any width.
+  const void* keys(int64_t layer, int64_t sequence, int64_t kv_head, int64_t position) const {
+    const int64_t at = (first_position(layer, sequence, kv_head) + position) * head_dim_;
+    return static_cast<const std::byte*>(keys_.get()) + at * value_bytes();
+  }
   /// PRECOND: at most 8 bits.
   cpu::KvCodes codes(int64_t layer, int64_t sequence, int64_t kv_head) const;
 
@@ -36,6 +42,7 @@ class CpuKvCache {
   int64_t first_position(int64_t layer, int64_t sequence, int64_t kv_head) const {
     return ((layer * sequences_ + sequence) * kv_heads_ + kv_head) * positions_;
   }
+  int64_t value_bytes() const { return bits_ > 8 ? bits_ / 8 : 1; }
   template <class T>
   void append_floats(int64_t at, int64_t position, const float* k, const float* v);
   void append_codes(int64_t at, int64_t position, const float* k, const float* v);
