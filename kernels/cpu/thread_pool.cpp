@@ -52,6 +52,7 @@ void wait_for_change(const std::atomic<T>& value, T old) {
 
 ThreadPool::ThreadPool(int threads) {
   const int n = threads > 0 ? threads : usable_cores();
+  runs_ = std::vector<Run>(size_t(n));
   workers_.reserve(size_t(n - 1));
   try {
     for (int t = 1; t < n; ++t) workers_.emplace_back([this, t] { work(t); });
@@ -76,7 +77,13 @@ void ThreadPool::stop() {
 
 void ThreadPool::run(const Job& job) {
   job_ = job;
-  next_.store(0, std::memory_order_relaxed);
+  const int64_t chunks = (job.n + job.chunk - 1) / job.chunk;
+  int64_t begin = 0;
+  for (int t = 0; t < threads(); ++t) {
+    Run& run = runs_[size_t(t)];
+    run.next.store(begin, std::memory_order_relaxed);
+    begin = run.end = std::min(job.n, chunks * (t + 1) / threads() * job.chunk);
+  }
   busy_.store(int(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -100,16 +107,18 @@ void ThreadPool::work(int thread) {
 
 void ThreadPool::take_chunks(int thread) {
   try {
-    int64_t begin = next_.load(std::memory_order_relaxed);
-    while (begin < job_.n) {
-      const int64_t share = (job_.n - begin) / (2 * threads());
-      const int64_t end = std::min(job_.n, begin + std::max(job_.chunk, share));
-      if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
-      job_.call(job_.context, begin, end, thread);
-      begin = next_.load(std::memory_order_relaxed);
+    for (int i = 0; i < threads(); ++i) {
+      Run& run = runs_[size_t((thread + i) % threads())];
+      int64_t begin = run.next.load(std::memory_order_relaxed);
+      while (begin < run.end) {
+        const int64_t end = std::min(run.end, begin + std::max(job_.chunk, (run.end - begin) / 2));
+        if (!run.next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+        job_.call(job_.context, begin, end, thread);
+        begin = run.next.load(std::memory_order_relaxed);
+      }
     }
   } catch (...) {
-    next_.store(job_.n, std::memory_order_relaxed);
+    for (Run& run : runs_) run.next.store(run.end, std::memory_order_relaxed);
     const std::lock_guard lock(error_mutex_);
     if (!error_) error_ = std::current_exception();
   }

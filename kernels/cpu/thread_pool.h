@@ -12,10 +12,10 @@ namespace oq {
 
 /// A fixed team of threads for short, frequent parallel loops: a token of a 30-block model crosses
 /// some 150 of them, so a worker that has just finished spins for a while before it
-/// sleeps. Work goes out in pieces from a shared counter, large ones first and smaller ones towards
-/// the end (guided self-scheduling): few trips to the counter, which cost a cache line between
-/// cores, and yet a core that somebody else is using costs only its share. What a piece computes
-/// must not depend on which thread runs it.
+/// sleeps. Each thread has a run of neighbouring items, which lie behind each other in memory, and
+/// takes half of what is left of it at a time; who is done with their own takes from others'. So a
+/// core that somebody else is using costs only its share, and threads seldom meet on a cache line.
+/// What a piece computes must not depend on which thread runs it.
 ///
 /// One caller at a time. An exception thrown by a chunk is rethrown to the caller once all
 /// threads have stopped.
@@ -55,11 +55,17 @@ class ThreadPool {
   void work(int thread);
   void take_chunks(int thread);
 
+  /// The items of one thread's run that nobody has taken: [next, end).
+  struct alignas(64) Run {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   Job job_;
   std::vector<std::thread> workers_;
   std::mutex error_mutex_;
   std::exception_ptr error_;
-  alignas(64) std::atomic<int64_t> next_{0};         ///< first item that nobody has taken
+  std::vector<Run> runs_;                            ///< by thread
   alignas(64) std::atomic<uint32_t> generation_{0};  ///< counts jobs; wakes the workers
   alignas(64) std::atomic<int> busy_{0};             ///< workers that have not finished the job
   std::atomic<bool> stopping_{false};

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -34,6 +35,23 @@ TEST_CASE("many short loops in a row") {
     });
   }
   CHECK(sum == 120000);
+}
+
+TEST_CASE("a thread that is held up keeps nothing but the piece in hand") {
+  constexpr int64_t kItems = 60;
+  for (int threads : {2, 3}) {
+    ThreadPool pool(threads);
+    std::atomic<bool> first{true};
+    std::atomic<int64_t> done{0};
+    pool.parallel_for(kItems, 1, [&](int64_t begin, int64_t end, int) {
+      if (first.exchange(false)) {
+        CHECK(end - begin <= kItems / threads / 2);
+        while (done < kItems - (end - begin)) std::this_thread::yield();
+      }
+      done += end - begin;
+    });
+    CHECK(done == kItems);
+  }
 }
 
 TEST_CASE("an exception reaches the caller, and the pool goes on") {

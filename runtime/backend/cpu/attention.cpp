@@ -11,25 +11,6 @@ constexpr int64_t kTileQueries = 24;  ///< queries per tile at the most, unless 
 
 }  // namespace
 
-template <class F>
-void CpuAttention::in_shares(int64_t count, F f) {
-  const int threads = pool_.threads();
-  for (int i = 0; i < threads; ++i) {
-    shares_[size_t(i)].next.store(count * i / threads, std::memory_order_relaxed);
-    shares_[size_t(i)].end = count * (i + 1) / threads;
-  }
-  pool_.parallel_for(threads, 1, [&](int64_t own, int64_t, int thread) {
-    for (int64_t i = own; i < own + threads; ++i) {
-      Share& share = shares_[size_t(i % threads)];
-      while (true) {
-        const int64_t p = share.next.fetch_add(1, std::memory_order_relaxed);
-        if (p >= share.end) break;
-        f(p, p + 1 < share.end ? p + 1 : -1, thread);
-      }
-    }
-  });
-}
-
 void CpuAttention::make_tiles(const Batch& batch, std::span<const int64_t> runs) {
   const int64_t tokens_per_tile = std::max<int64_t>(1, kTileQueries / group());
   tiles_.clear();
@@ -157,14 +138,18 @@ void CpuAttention::attend_split(const CpuKvCache& cache, int64_t layer, const Ba
   parts_.resize(size_t(parts));
   part_out_.resize(size_t(parts * config_.head_dim));
   for (Scratch& s : scratch_) s.tile = -1;
-  in_shares(int64_t(pieces_.size()), [&](int64_t p, int64_t next, int thread) {
+  const auto count = int64_t(pieces_.size());
+  pool_.parallel_for(count, 1, [&](int64_t begin, int64_t end, int thread) {
     Scratch& s = scratch_[size_t(thread)];
-    const Piece& piece = pieces_[size_t(p)];
-    if (piece.tile != s.tile) load_queries(piece.tile, batch, qkv, s);
-    const void* next_keys = next < 0 ? nullptr : first_keys(cache, layer, pieces_[size_t(next)]);
-    attend_piece(cache, layer, piece, next_keys, s);
-    std::atomic_ref unfinished(unfinished_[size_t(piece.tile)]);
-    if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) merge_pieces(piece.tile, out);
+    for (int64_t p = begin; p < end; ++p) {
+      const Piece& piece = pieces_[size_t(p)];
+      if (piece.tile != s.tile) load_queries(piece.tile, batch, qkv, s);
+      const bool more = p + 1 < count;  // most likely this thread's
+      attend_piece(cache, layer, piece,
+                   more ? first_keys(cache, layer, pieces_[size_t(p + 1)]) : nullptr, s);
+      std::atomic_ref unfinished(unfinished_[size_t(piece.tile)]);
+      if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) merge_pieces(piece.tile, out);
+    }
   });
 }
 
@@ -173,19 +158,21 @@ void CpuAttention::run(const CpuKvCache& cache, int64_t layer, const float* alib
                        cpu::MutableRows out) {
   alibi_ = alibi;
   scratch_.resize(size_t(pool_.threads()));
-  if (shares_.empty()) shares_ = std::vector<Share>(size_t(pool_.threads()));
   make_tiles(batch, runs);
   if (int64_t(tiles_.size()) < 4 * pool_.threads()) {
     return attend_split(cache, layer, batch, qkv, out);
   }
-  in_shares(int64_t(tiles_.size()), [&](int64_t t, int64_t next, int thread) {
+  const auto count = int64_t(tiles_.size());
+  pool_.parallel_for(count, 1, [&](int64_t begin, int64_t end, int thread) {
     Scratch& s = scratch_[size_t(thread)];
-    load_queries(t, batch, qkv, s);
-    const void* next_keys = nullptr;
-    if (next >= 0) {
-      next_keys = first_keys(cache, layer, {next, tiles_[size_t(next)].first_stretch()});
+    for (int64_t t = begin; t < end; ++t) {
+      load_queries(t, batch, qkv, s);
+      const void* next_keys = nullptr;
+      if (t + 1 < count) {
+        next_keys = first_keys(cache, layer, {t + 1, tiles_[size_t(t + 1)].first_stretch()});
+      }
+      attend_whole(cache, layer, t, next_keys, s, out);
     }
-    attend_whole(cache, layer, t, next_keys, s, out);
   });
 }
 

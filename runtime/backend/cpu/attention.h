@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -44,11 +43,6 @@ class CpuAttention {
   struct Piece {
     int64_t tile, stretch;
   };
-  /// Neighbouring tiles or pieces, one thread's unless others have done theirs before.
-  struct alignas(64) Share {
-    std::atomic<int64_t> next{0};  ///< first that nobody has taken
-    int64_t end = 0;
-  };
   struct Scratch {
     int64_t tile = -1;  ///< whose queries these are
     std::vector<float> q, scores, part_out;
@@ -56,11 +50,6 @@ class CpuAttention {
     std::vector<cpu::AttentionPart> parts;
   };
 
-  /// f(i, next, thread) for every i in [0, count): `next` is what the thread most likely turns to
-  /// after i, or -1. Neighbours lie behind each other in the cache, and so are read ahead; the keys
-  /// of a share's first, or of what a thread takes from another, are in no cache yet.
-  template <class F>
-  void in_shares(int64_t count, F f);
   const void* first_keys(const CpuKvCache& cache, int64_t layer, const Piece& piece) const;
   void make_tiles(const Batch& batch, std::span<const int64_t> runs);
   void load_queries(int64_t tile, const Batch& batch, cpu::Rows qkv, Scratch& s) const;
@@ -84,7 +73,6 @@ class CpuAttention {
   const ModelConfig& config_;
   const float* alibi_ = nullptr;
   std::vector<Tile> tiles_;
-  std::vector<Share> shares_;        ///< per thread
   std::vector<Scratch> scratch_;     ///< per thread
   std::vector<Piece> pieces_;        ///< of all tiles, one tile after another
   std::vector<int64_t> unfinished_;  ///< pieces of each tile
