@@ -37,6 +37,7 @@ struct FirstBlock {
     weights = BlockWeights::load(*file, config, 0);
     runner->forward(weights, {}, targets->data(), kTokens);
     options.method = "omniquant";
+    options.output = dir / "out.oq";
     options.tuning = Tuning::mse;
   }
 
@@ -170,12 +171,48 @@ TEST_CASE("bounds that learn together move together; apart, some do not") {
 }
 
 TEST_CASE("the paper's own way is another recipe") {
-  const Recipe own = Recipe::of({}), paper = Recipe::of({.faithful = true});
+  Options o;
+  o.method = "omniquant";
+  const Recipe own = Recipe::of(o);
+  o.learning.faithful = true;
+  const Recipe paper = Recipe::of(o);
   CHECK(own.relative);
   CHECK(own.decays);
   CHECK(own.bounds == WeightQuantizer::Bounds::apart);
+  CHECK_FALSE(own.own_targets);
   CHECK_FALSE(paper.relative);
   CHECK_FALSE(paper.decays);
   CHECK(paper.bounds == WeightQuantizer::Bounds::together);
-  CHECK(Recipe::of({.aug_loss = true}).own_targets);
+  CHECK_FALSE(paper.own_targets);
+  CHECK_FALSE(compares_attention(o));
+}
+
+TEST_CASE("two targets with --aug-loss and in ABQ's own code; attention maps in abq") {
+  Options o;
+  for (const char* method : {"omniquant", "abq", "auto"}) {
+    o = {};
+    o.method = method;
+    CHECK_FALSE(Recipe::of(o).own_targets);
+    CHECK(compares_attention(o) == (o.method == "abq"));
+    o.learning.aug_loss = true;
+    CHECK(Recipe::of(o).own_targets);
+  }
+  o = {};
+  o.method = "abq";
+  o.learning.faithful = true;
+  CHECK(Recipe::of(o).own_targets);
+  CHECK_FALSE(compares_attention(o));
+}
+
+TEST_CASE("what attention maps add to the loss reaches queries and keys, and no other linear") {
+  FirstBlock block(test::tiny_config());
+  block.options.learning.transform = false;
+  const BlockParameters without = block.learned("w3a16", 1);
+  const BlockParameters with = block.learned("w3a16", 1, {.attention = 100});
+  for (const auto& [name, before] : without) {
+    CAPTURE(name);
+    const auto a = before.values(), b = with.at(name).values();
+    const bool same = std::equal(a.begin(), a.end(), b.begin());
+    CHECK(same == (name.rfind("q.", 0) != 0 && name.rfind("k.", 0) != 0));
+  }
 }

@@ -113,7 +113,7 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
   a.transform_rate =
       rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
-               "omniquant, auto: learn also towards the full-precision block on the quantized "
+               "omniquant, abq, auto: learn also towards the full-precision block on the quantized "
                "one's inputs");
   app.add_flag("--faithful", l.faithful,
                "omniquant, abq, auto: learn as the paper's own code does it, with --tuning minmax "

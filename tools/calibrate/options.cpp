@@ -20,6 +20,15 @@ bool observes_inputs(const Options& o) {
   return searches || (starts_from_inputs(o) && o.act_scales.empty());
 }
 
+bool aims_at_own_targets(const Options& o) {
+  if (!learns(o.method) || !o.parameters.empty()) return false;
+  return o.learning.aug_loss || (o.method == "abq" && o.learning.faithful);
+}
+
+bool compares_attention(const Options& o) {
+  return o.method == "abq" && o.parameters.empty() && !o.learning.faithful;
+}
+
 std::string applied_options(const Options& o) {
   std::string t = fmt::format("--method {} --scheme {}", o.method, o.scheme.str());
   if (!learns(o.method)) return t;

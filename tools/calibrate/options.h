@@ -67,6 +67,14 @@ bool starts_from_inputs(const Options& options);
 /// by what they cost the output.
 bool observes_inputs(const Options& options);
 
+/// Whether learning aims at the full-precision block on the quantized block's inputs as well: with
+/// --aug-loss; the code of ABQ's authors always does.
+bool aims_at_own_targets(const Options& options);
+
+/// Whether learning compares attention maps: abq, whose own code has no such loss left
+/// (learn/loss.h, map_divergence).
+bool compares_attention(const Options& options);
+
 /// What of the options shapes the file that given learned parameters make, as flags.
 std::string applied_options(const Options& options);
 /// What else of them shapes a result.

@@ -73,12 +73,11 @@ struct Work {
 };
 
 Work learning_work(const Options& o) {
-  const Learning& l = o.learning;
-  const bool own_targets = l.aug_loss || o.method == "abq";
+  const bool again = aims_at_own_targets(o) || compares_attention(o);
   // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
-  return {
-      .passes = 3.0 * double(l.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (own_targets ? 1 : 0),
-      .weight_bytes = 4 * 6};
+  return {.passes =
+              3.0 * double(o.learning.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (again ? 1 : 0),
+          .weight_bytes = 4 * 6};
 }
 
 /// Both blocks are kept while each is learned or searched, with every candidate.
@@ -95,7 +94,7 @@ Work auto_work(const Options& o, int64_t linears) {
     w.passes += 1 + integers + mixed + count * (2 * mixed - 1);
     w.products *= 1.5;
   } else {
-    w.passes += count * (both - 2);
+    w.passes += 1 + count * double(n.learned - 1);
   }
   w.weight_bytes =
       std::max(w.weight_bytes + 4 * 2, 4 * 4 + std::max(both, o.target_bits > 0 ? mixed : 0));
@@ -121,7 +120,6 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double tokens = double(windows) * double(o.window);
   const double used = config.experts > 0 ? double(config.experts_used) / double(config.experts) : 1;
   const bool learned = learns(o.method);
-  const bool own_targets = o.learning.aug_loss || o.method == "abq";
   const Work work = work_of(o, block.linears);
   const double passes = windows == 0 ? 0 : 1 + (o.smooth ? 1 : 0) + work.passes;
   Preflight p;
@@ -131,12 +129,14 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
       (passes * (2 * block.weights * used + attention) + work.products * block.squares * used);
   p.seconds = p.flops / blas_speed(o.threads);
 
-  const uint64_t states = learned ? (own_targets ? 3 : 2) : 1;
-  const uint64_t hidden =
-      windows == 0 ? 0 : states * HiddenStates::bytes(windows, o.window, config.hidden);
+  const uint64_t states = learned ? (aims_at_own_targets(o) ? 3 : 2) : 1;
+  const uint64_t one = HiddenStates::bytes(windows, o.window, config.hidden);
+  const uint64_t maps =
+      compares_attention(o) ? HiddenStates::bytes(windows, o.window, o.window) : 0;
+  const uint64_t hidden = windows == 0 ? 0 : states * one + maps;
   p.available = available_memory();
-  p.hidden_memory_limit = p.available / 4 / states;
-  const bool on_disk = hidden / states > p.hidden_memory_limit;
+  p.hidden_memory_limit = p.available / 4 / (states + (maps > 0 ? 1 : 0));
+  const bool on_disk = std::max(one, maps) > p.hidden_memory_limit;
   const double row =
       4.0 * (learned ? 3 : 1) *
       double(config.q_width() + 2 * config.kv_width() + 4 * config.hidden + 3 * config.mlp);

@@ -74,12 +74,12 @@ void round_to_f16(BlockWeights& w) {
 
 }  // namespace
 
-Recipe Recipe::of(const Learning& options) {
-  const bool own_way = !options.faithful;
+Recipe Recipe::of(const Options& options) {
+  const bool own_way = !options.learning.faithful;
   return {.relative = own_way,
           .decays = own_way,
           .bounds = own_way ? WeightQuantizer::Bounds::apart : WeightQuantizer::Bounds::together,
-          .own_targets = options.aug_loss,
+          .own_targets = aims_at_own_targets(options),
           .down = own_way};
 }
 
@@ -338,7 +338,7 @@ void BlockLearner::make_targets() {
   const auto size = size_t(job_.tokens() * job_.config().hidden);
   for (auto* v : {&output_, &d_output_, &d_input_}) v->resize(size);
   const auto map_size = size_t(job_.tokens() * job_.tokens());
-  if (recipe_.attention) {
+  if (recipe_.attention > 0) {
     maps_ = job_.states(job_.tokens());
     for (auto* v : {&map_, &d_map_}) v->resize(map_size);
   }
@@ -400,7 +400,10 @@ double BlockLearner::learn_window(int64_t window, double share) {
   std::fill(d_map_.begin(), d_map_.end(), 0.0f);
   double loss = towards(job_.target(window), share);
   if (own_targets_) loss += towards(own_targets_->window(window), share);
-  if (maps_) loss += map_divergence(map_, maps_->window(window), job_.tokens(), share, d_map_);
+  if (maps_) {
+    loss += map_divergence(map_, maps_->window(window), job_.tokens(), recipe_.attention * share,
+                           d_map_);
+  }
   graph_.backward(executed_, d_output_.data(), gradients_, transforms() ? d_input_.data() : nullptr,
                   maps_ ? d_map_.data() : nullptr);
   return loss;

@@ -21,13 +21,13 @@ struct Recipe {
   WeightQuantizer::Bounds bounds = WeightQuantizer::Bounds::apart;
   bool own_targets = false;   ///< also towards the full-precision block on the same inputs
   bool cosine = false;        ///< log_cosine beside the squared error
-  bool attention = false;     ///< map_divergence from the full-precision block on the same inputs
+  double attention = 0;       ///< share of map_divergence from that block
   bool compensation = false;  ///< W + a b^T before down is quantized, in this block
   bool down = true;           ///< LET: up -> down
   bool f16_folds = false;     ///< LET: codes are chosen from folded weights in f16
 
   /// What all methods that learn have in common.
-  static Recipe of(const Learning& options);
+  static Recipe of(const Options& options);
 };
 
 /// Learns clipping (LWC) and transformation (LET) of one block, so that the block with quantized

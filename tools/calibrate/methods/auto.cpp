@@ -3,10 +3,10 @@
 /// A block is made twice: as it is, and learned (clipping, transformations). In both, a linear can
 /// be quantized in several ways: its learned codes; codes on the learned grid, or on a searched
 /// one, with errors made up for (GPTQ); for integer activations also from weights reformulated for
-/// them (AWRQ); with --weak-columns, all of that with weak columns (OWQ). The block runs with each
-/// way for all of its linears, the best is where a search by single linears starts, and what is not
-/// better is not taken: in the error of a block's output, no single method that was tried is better
-/// than the result.
+/// them (AWRQ); with --weak-columns, all of that with weak columns (OWQ). Both blocks run with each
+/// way for all of their linears, the best is where a search by single linears starts, and what is
+/// not better is not taken: in the error of a block's output, no single method that was tried is
+/// better than the result.
 ///
 /// With --target-bits, linears have other widths as well. Each block may take its share of the
 /// bytes: what each linear costs at each width is measured with the rest of the block in full
@@ -148,6 +148,14 @@ class BlockSearch {
     }
   }
 
+  void consider(const Choice& choice) {
+    if (bytes(choice) > budget_) return;
+    const double e = error(choice);
+    if (!(e < least_)) return;
+    least_ = e;
+    best_ = choice;
+  }
+
   const Choice& best() const { return best_; }
   double least() const { return least_; }
 
@@ -158,14 +166,6 @@ class BlockSearch {
     uint64_t sum = 0;
     for (const auto& [name, index] : choice) sum += variant_.candidates.at(name)[index].bytes();
     return sum;
-  }
-
-  void consider(const Choice& choice) {
-    if (bytes(choice) > budget_) return;
-    const double e = error(choice);
-    if (!(e < least_)) return;
-    least_ = e;
-    best_ = choice;
   }
 
   /// nullptr: in full precision.
@@ -241,14 +241,20 @@ class Auto final : public Method {
     for (Variant* v : {&plain, &learned}) {
       BlockSearch search(job, *v, free);
       search.start();
-      if (o.target_bits == 0) search.improve();
       if (best != nullptr && !(search.least() < least)) continue;
       best = v;
       choice = search.best();
       least = search.least();
     }
     (best == &plain ? learned : plain) = {};  // a block's memory and more
-    if (o.target_bits > 0) std::tie(choice, least) = spend(job, *best);
+    if (o.target_bits > 0) {
+      std::tie(choice, least) = spend(job, *best);
+    } else if (!choice.empty()) {
+      BlockSearch search(job, *best, free);
+      search.consider(choice);
+      search.improve();
+      std::tie(choice, least) = std::pair(search.best(), search.least());
+    }
     if (choice.empty()) {
       throw Error({.what = "every way to quantize the block leaves an output that is not finite",
                    .where = job.full_name("output"),
@@ -267,7 +273,7 @@ class Auto final : public Method {
     }
     Variant v{job.weights()};
     const Learning& l = job.options().learning;
-    BlockLearner learner(job, *graph_, Recipe::of(l));
+    BlockLearner learner(job, *graph_, Recipe::of(job.options()));
     learner.run();
     if (l.transform) v.weights = learner.folded();
     for (const auto& [name, done] : job.done()) {

@@ -4,11 +4,13 @@
 /// transformations. Beyond the paper's code, transformations also serve grouped queries, experts,
 /// Falcon's one norm for two parts, and up -> down (learn/transformation.h).
 ///
-/// ABQ (Zeng et al. 2024): the same, and towards the full-precision block on the quantized inputs
-/// too, with the cosine of outputs and the divergence of attention maps beside the squared errors;
-/// down projections of the first three and last four blocks get a learned rank-1 compensation.
-/// Its five levels are a scheme, w2*. Attention maps are compared to those of the full-precision
-/// block on the same inputs, where the reference has those of the full-precision model.
+/// ABQ (Zeng et al. 2024): the same, with the cosine of outputs and a little of the divergence of
+/// attention maps beside the squared errors; down projections of the first three and last four
+/// blocks get a learned rank-1 compensation. Its five levels are a scheme, w2*. Attention maps are
+/// compared to those of the full-precision block on the same inputs, where the reference has those
+/// of the full-precision model. Its second target, the full-precision block on the quantized
+/// inputs, is --aug-loss here as for the others: it holds a block back from repairing what those
+/// before it lost.
 ///
 /// A token's error counts by the size of its target, not as it is; rates fall to 0; clipping starts
 /// from the grids that lose least of the outputs, and its two bounds learn apart.
@@ -16,8 +18,8 @@
 /// --faithful keeps to their code where it differs and a file can express it: q and k scaled by
 /// dimension under RoPE (which is no equivalence), scales started from one linear of each pair and
 /// the first query head of a group; errors as they are, rates too; bounds from 4.0 that move
-/// together; and for OmniQuant no up -> down, and codes
-/// chosen from weights folded in f16.
+/// together; for OmniQuant no up -> down, and codes chosen from weights folded in f16; for ABQ
+/// both targets, and no attention maps, of whose loss nothing is left in that code.
 
 #include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/method.h"
@@ -27,6 +29,11 @@ namespace {
 
 /// ABQ's ends of a model, where down projections are compensated.
 constexpr int64_t kFirstBlocks = 3, kLastBlocks = 4;
+
+/// Of the divergence of attention maps. All that learning takes off a block's error is some 0.005,
+/// and a map's divergence is ten times that: whole, it decides what q and k become, and the output
+/// pays for it (docs/calibration.md, "What ABQ adds").
+constexpr double kAttentionShare = 0.01;
 
 class Learner final : public Method {
  public:
@@ -46,9 +53,10 @@ class Learner final : public Method {
   Recipe recipe(const BlockJob& job) const {
     const Learning& o = job.options().learning;
     const int64_t from_end = job.config().blocks - job.index();
-    Recipe r = Recipe::of(o);
+    Recipe r = Recipe::of(job.options());
     if (abq_) {
-      r.own_targets = r.cosine = r.attention = r.down = true;
+      r.cosine = r.down = true;
+      if (compares_attention(job.options())) r.attention = kAttentionShare;
       r.compensation = o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks);
     } else {
       r.f16_folds = o.faithful;

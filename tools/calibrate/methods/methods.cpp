@@ -15,8 +15,7 @@ enum Flags : unsigned {
   kWeak = 8,
   kWeakPlaces = 16,
   kLearning = 32,
-  kTargets = 64,
-  kParameters = 128,
+  kParameters = 64,
 };
 
 struct Flag {
@@ -41,7 +40,7 @@ constexpr Flag kFlags[] = {{"--tuning", kGrids},
                            {"--lwc-lr", kLearning},
                            {"--let-lr", kLearning},
                            {"--faithful", kLearning},
-                           {"--aug-loss", kTargets},
+                           {"--aug-loss", kLearning},
                            {"--save-params", kParameters},
                            {"--params", kParameters},
                            {"--act-scales", kParameters},
@@ -60,9 +59,9 @@ constexpr Row kMethods[] = {
     {"gptq", make_hessian_method, kGrids | kCompensation | kOrder},
     {"owq", make_hessian_method, kGrids | kCompensation | kOrder | kWeak | kWeakPlaces},
     {"awrq", make_hessian_method, kGrids | kCompensation | kOrder},
-    {"omniquant", make_learner, kGrids | kLearning | kTargets | kParameters},
+    {"omniquant", make_learner, kGrids | kLearning | kParameters},
     {"abq", make_learner, kGrids | kLearning | kParameters},
-    {"auto", make_auto, kGrids | kCompensation | kWeak | kLearning | kTargets}};
+    {"auto", make_auto, kGrids | kCompensation | kWeak | kLearning}};
 
 }  // namespace
 
