@@ -30,9 +30,9 @@ namespace {
 /// ABQ's ends of a model, where down projections are compensated.
 constexpr int64_t kFirstBlocks = 3, kLastBlocks = 4;
 
-/// Of the divergence of attention maps. All that learning takes off a block's error is some 0.005,
-/// and a map's divergence is ten times that: whole, it decides what q and k become, and the output
-/// pays for it (docs/calibration.md, "What ABQ adds").
+/// Of the divergence of attention maps. Learning takes some 0.01 off a block's error and several
+/// times that off the maps': whole, they decide what q and k become, and the output pays for it
+/// (docs/calibration.md, "What ABQ adds").
 constexpr double kAttentionShare = 0.01;
 
 class Learner final : public Method {
