@@ -110,9 +110,8 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
     return app.add_option(name, value, what)->check(CLI::Range(0.0, 1.0))->capture_default_str();
   };
   a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq, auto: learning rate of clipping");
-  a.transform_rate = rate("--let-lr", l.transform_rate,
-                          "omniquant, abq, auto: learning rate of transformations (0.05 where "
-                          "activations are quantized)");
+  a.transform_rate =
+      rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
   app.add_flag("--aug-loss", l.aug_loss,
                "omniquant, abq, auto: learn also towards the full-precision block on the quantized "
                "one's inputs");
@@ -204,11 +203,7 @@ void settle_learning(Arguments& a) {
   calibrate::Options& o = a.options;
   const bool faithful = o.learning.faithful;
   if (faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
-  if (a.transform_rate->count() == 0) {
-    // Where activations are quantized, too, there is more to move out of them.
-    const double rate = o.scheme.quantizes_activations() ? 5e-2 : 2e-2;
-    o.learning.transform_rate = faithful ? 5e-3 : rate;
-  }
+  if (faithful && a.transform_rate->count() == 0) o.learning.transform_rate = 5e-3;
   if (a.transform->count() == 0) {
     o.learning.transform = o.method == "abq" || !faithful || o.scheme.quantizes_activations();
   }
