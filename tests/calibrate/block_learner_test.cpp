@@ -209,9 +209,10 @@ TEST_CASE("what attention maps add to the loss reaches queries and keys, and no 
   block.options.learning.transform = false;
   const BlockParameters without = block.learned("w3a16", 1);
   const BlockParameters with = block.learned("w3a16", 1, {.attention = 100});
-  for (const auto& [name, before] : without) {
+  for (const auto& entry : without) {
+    const std::string& name = entry.first;
     CAPTURE(name);
-    const auto a = before.values(), b = with.at(name).values();
+    const auto a = entry.second.values(), b = with.at(name).values();
     const bool same = std::equal(a.begin(), a.end(), b.begin());
     CHECK(same == (name.rfind("q.", 0) != 0 && name.rfind("k.", 0) != 0));
   }
