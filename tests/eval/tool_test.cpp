@@ -266,6 +266,7 @@ TEST_CASE("oq-calibrate refuses, by name, the flags that a method does not read"
         std::tuple("gptq", "--no-let", "--let is for"),
         std::tuple("omniquant", "--no-act-order", "--act-order is for"),
         std::tuple("gptq", "--aug-loss", "omniquant, abq, auto, not for gptq"),
+        std::tuple("omniquant", "--attention-loss=1", "abq, not for omniquant"),
         std::tuple("omniquant", "--min-scale=0.1", "--min-scale is read with --smooth only"),
         std::tuple("omniquant", "--alpha=0.3", "--alpha is read"),
         std::tuple("owq", "--weak-type=bf16", "--weak-type is read"),

@@ -115,6 +115,10 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
   app.add_flag("--aug-loss", l.aug_loss,
                "omniquant, abq, auto: learn also towards the full-precision block on the quantized "
                "one's inputs");
+  app.add_option("--attention-loss", l.attention_share,
+                 "abq: share in the loss of the divergence of attention maps")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
   app.add_flag("--faithful", l.faithful,
                "omniquant, abq, auto: learn as the paper's own code does it, with --tuning minmax "
                "unless that is given");
@@ -266,7 +270,8 @@ void check_method_flags(const CLI::App& app, const calibrate::Options& o) {
     bool read;
     const char* where;
   } conditions[] = {
-      {{"--windows", "--seed", "--tuning", "--epochs", "--batch-size", "--aug-loss"},
+      {{"--windows", "--seed", "--tuning", "--epochs", "--batch-size", "--aug-loss",
+        "--attention-loss"},
        learning,
        "without --params"},
       {{"--lwc-lr"}, learning && l.clip, "with --lwc and without --params"},

@@ -25,10 +25,6 @@ bool aims_at_own_targets(const Options& o) {
   return o.learning.aug_loss || (o.method == "abq" && o.learning.faithful);
 }
 
-bool compares_attention(const Options& o) {
-  return o.method == "abq" && o.parameters.empty() && !o.learning.faithful;
-}
-
 std::string applied_options(const Options& o) {
   std::string t = fmt::format("--method {} --scheme {}", o.method, o.scheme.str());
   if (!learns(o.method)) return t;
@@ -58,6 +54,7 @@ std::string training_options(const Options& o) {
     if (l.transform) t += fmt::format(" --let-lr {}", l.transform_rate);
     if (starts_from_inputs(o) && !o.smooth) t += fmt::format(" --alpha {}", o.alpha);
     if (l.aug_loss) t += " --aug-loss";
+    if (l.attention_share > 0) t += fmt::format(" --attention-loss {}", l.attention_share);
     if (!o.act_scales.empty()) t += " --act-scales " + o.act_scales.filename().string();
     if (!o.act_shifts.empty()) t += " --act-shifts " + o.act_shifts.filename().string();
   }

@@ -21,6 +21,7 @@ struct Learning {
   double clip_rate = 1e-1;  ///< AdamW's; the paper's 1e-2 and 5e-3 are for 16 times the steps
   double transform_rate = 2e-2;
   bool aug_loss = false;  ///< also towards the full-precision block on the quantized block's inputs
+  double attention_share = 0;  ///< abq: of the divergence of attention maps, in the loss
   bool faithful =
       false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
 };
@@ -70,10 +71,6 @@ bool observes_inputs(const Options& options);
 /// Whether learning aims at the full-precision block on the quantized block's inputs as well: with
 /// --aug-loss; the code of ABQ's authors always does.
 bool aims_at_own_targets(const Options& options);
-
-/// Whether learning compares attention maps: abq, whose own code has no such loss left
-/// (learn/loss.h, map_divergence).
-bool compares_attention(const Options& options);
 
 /// What of the options shapes the file that given learned parameters make, as flags.
 std::string applied_options(const Options& options);

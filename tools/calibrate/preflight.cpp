@@ -73,7 +73,7 @@ struct Work {
 };
 
 Work learning_work(const Options& o) {
-  const bool again = aims_at_own_targets(o) || compares_attention(o);
+  const bool again = aims_at_own_targets(o) || o.learning.attention_share > 0;
   // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
   return {.passes =
               3.0 * double(o.learning.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (again ? 1 : 0),
@@ -132,7 +132,7 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const uint64_t states = learned ? (aims_at_own_targets(o) ? 3 : 2) : 1;
   const uint64_t one = HiddenStates::bytes(windows, o.window, config.hidden);
   const uint64_t maps =
-      compares_attention(o) ? HiddenStates::bytes(windows, o.window, o.window) : 0;
+      o.learning.attention_share > 0 ? HiddenStates::bytes(windows, o.window, o.window) : 0;
   const uint64_t hidden = windows == 0 ? 0 : states * one + maps;
   p.available = available_memory();
   p.hidden_memory_limit = p.available / 4 / (states + (maps > 0 ? 1 : 0));

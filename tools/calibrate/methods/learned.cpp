@@ -4,13 +4,12 @@
 /// transformations. Beyond the paper's code, transformations also serve grouped queries, experts,
 /// Falcon's one norm for two parts, and up -> down (learn/transformation.h).
 ///
-/// ABQ (Zeng et al. 2024): the same, with the cosine of outputs and a little of the divergence of
-/// attention maps beside the squared errors; down projections of the first three and last four
-/// blocks get a learned rank-1 compensation. Its five levels are a scheme, w2*. Attention maps are
-/// compared to those of the full-precision block on the same inputs, where the reference has those
-/// of the full-precision model. Its second target, the full-precision block on the quantized
-/// inputs, is --aug-loss here as for the others: it holds a block back from repairing what those
-/// before it lost.
+/// ABQ (Zeng et al. 2024): the same, with the cosine of outputs beside the squared errors; down
+/// projections of the first three and last four blocks get a learned rank-1 compensation. Its five
+/// levels are a scheme, w2*. Two more of its losses have to be asked for, for they cost
+/// (docs/calibration.md, "What ABQ adds"): the second target, the full-precision block on the
+/// quantized inputs, is --aug-loss as for the others; --attention-loss is the divergence of
+/// attention maps from that block's, where the paper has the full-precision model's.
 ///
 /// A token's error counts by the size of its target, not as it is; rates fall to 0; clipping starts
 /// from the grids that lose least of the outputs, and its two bounds learn apart.
@@ -19,7 +18,7 @@
 /// dimension under RoPE (which is no equivalence), scales started from one linear of each pair and
 /// the first query head of a group; errors as they are, rates too; bounds from 4.0 that move
 /// together; for OmniQuant no up -> down, and codes chosen from weights folded in f16; for ABQ
-/// both targets, and no attention maps, of whose loss nothing is left in that code.
+/// both targets (of the loss of attention maps nothing is left in that code).
 
 #include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/method.h"
@@ -29,11 +28,6 @@ namespace {
 
 /// ABQ's ends of a model, where down projections are compensated.
 constexpr int64_t kFirstBlocks = 3, kLastBlocks = 4;
-
-/// Of the divergence of attention maps. Learning takes some 0.01 off a block's error and several
-/// times that off the maps': whole, they decide what q and k become, and the output pays for it
-/// (docs/calibration.md, "What ABQ adds").
-constexpr double kAttentionShare = 0.01;
 
 class Learner final : public Method {
  public:
@@ -56,7 +50,7 @@ class Learner final : public Method {
     Recipe r = Recipe::of(job.options());
     if (abq_) {
       r.cosine = r.down = true;
-      if (compares_attention(job.options())) r.attention = kAttentionShare;
+      r.attention = o.attention_share;
       r.compensation = o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks);
     } else {
       r.f16_folds = o.faithful;

@@ -16,6 +16,7 @@ enum Flags : unsigned {
   kWeakPlaces = 16,
   kLearning = 32,
   kParameters = 64,
+  kMaps = 128,  ///< of attention
 };
 
 struct Flag {
@@ -41,6 +42,7 @@ constexpr Flag kFlags[] = {{"--tuning", kGrids},
                            {"--let-lr", kLearning},
                            {"--faithful", kLearning},
                            {"--aug-loss", kLearning},
+                           {"--attention-loss", kMaps},
                            {"--save-params", kParameters},
                            {"--params", kParameters},
                            {"--act-scales", kParameters},
@@ -60,7 +62,7 @@ constexpr Row kMethods[] = {
     {"owq", make_hessian_method, kGrids | kCompensation | kOrder | kWeak | kWeakPlaces},
     {"awrq", make_hessian_method, kGrids | kCompensation | kOrder},
     {"omniquant", make_learner, kGrids | kLearning | kParameters},
-    {"abq", make_learner, kGrids | kLearning | kParameters},
+    {"abq", make_learner, kGrids | kLearning | kParameters | kMaps},
     {"auto", make_auto, kGrids | kCompensation | kWeak | kLearning}};
 
 }  // namespace
