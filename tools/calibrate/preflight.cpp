@@ -94,7 +94,7 @@ Work auto_work(const Options& o, int64_t linears) {
     w.passes += 1 + integers + mixed + count * (2 * mixed - 1);
     w.products *= 1.5;
   } else {
-    w.passes += 1 + count * double(n.learned - 1);
+    w.passes += count * double(n.learned - 1);
   }
   w.weight_bytes =
       std::max(w.weight_bytes + 4 * 2, 4 * 4 + std::max(both, o.target_bits > 0 ? mixed : 0));

@@ -115,6 +115,12 @@ class BlockSearch {
     }
   }
 
+  /// Instead: where another search of this variant has ended, with that error.
+  void start(const Choice& best, double least) {
+    best_ = best;
+    least_ = least;
+  }
+
   /// What the budget buys, by the error of each candidate alone.
   void buy() {
     std::vector<std::vector<Price>> items;
@@ -148,14 +154,6 @@ class BlockSearch {
     }
   }
 
-  void consider(const Choice& choice) {
-    if (bytes(choice) > budget_) return;
-    const double e = error(choice);
-    if (!(e < least_)) return;
-    least_ = e;
-    best_ = choice;
-  }
-
   const Choice& best() const { return best_; }
   double least() const { return least_; }
 
@@ -166,6 +164,14 @@ class BlockSearch {
     uint64_t sum = 0;
     for (const auto& [name, index] : choice) sum += variant_.candidates.at(name)[index].bytes();
     return sum;
+  }
+
+  void consider(const Choice& choice) {
+    if (bytes(choice) > budget_) return;
+    const double e = error(choice);
+    if (!(e < least_)) return;
+    least_ = e;
+    best_ = choice;
   }
 
   /// nullptr: in full precision.
@@ -251,9 +257,10 @@ class Auto final : public Method {
       std::tie(choice, least) = spend(job, *best);
     } else if (!choice.empty()) {
       BlockSearch search(job, *best, free);
-      search.consider(choice);
+      search.start(choice, least);
       search.improve();
-      std::tie(choice, least) = std::pair(search.best(), search.least());
+      choice = search.best();
+      least = search.least();
     }
     if (choice.empty()) {
       throw Error({.what = "every way to quantize the block leaves an output that is not finite",
