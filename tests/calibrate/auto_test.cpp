@@ -11,6 +11,7 @@
 #include "tests/variants.h"
 #include "tools/calibrate/block.h"
 #include "tools/calibrate/calibration_text.h"
+#include "tools/calibrate/hidden_states.h"
 #include "tools/calibrate/learn/loss.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/preflight.h"
@@ -211,6 +212,29 @@ TEST_CASE("preflight counts the candidates that are kept") {
     CHECK(flight.memory > calibrate::preflight(*file, config, o, o.windows).memory);
     before = flight;
   }
+}
+
+TEST_CASE("preflight counts attention maps and the second target") {
+  const TempDir dir;
+  make_one_block(dir, test::tiny_config());
+  const auto file = File::open(dir / "in.oq");
+  const ModelConfig config = ModelConfig::load(*file);
+  auto o = options_of(dir, "abq", "w4a4q4kv4");
+  constexpr int64_t kWindows = 1000;  // more than what works on one of them takes
+  o.window = 64;
+  const auto flight = [&] { return calibrate::preflight(*file, config, o, kWindows); };
+  const auto plain = flight();
+  o.learning.attention_share = 0.5;
+  const auto maps = flight();
+  // A token's row of the mean of heads.
+  CHECK(maps.memory - plain.memory == calibrate::HiddenStates::bytes(kWindows, o.window, o.window));
+  CHECK(maps.flops > plain.flops);
+  o.learning.attention_share = 0;
+  o.learning.aug_loss = true;
+  const auto targets = flight();
+  CHECK(targets.memory - plain.memory ==
+        calibrate::HiddenStates::bytes(kWindows, o.window, config.hidden));
+  CHECK(targets.flops > plain.flops);
 }
 
 TEST_CASE("errors are made up for on grids that are given") {

@@ -227,7 +227,7 @@ calibrate::Observer observer_of(const Arguments& a, const char* job,
   const auto show = [=, &progress](double done, double total, std::string_view what) {
     if (!progress || total != shown->total) {
       if (progress) progress->finish();
-      progress = std::make_unique<tool::Progress>(job, total, tool::Progress::Unit{"/s", 1}, quiet);
+      progress = std::make_unique<tool::Progress>(job, total, tool::Progress::Unit{}, quiet);
       *shown = {0, total};
     }
     progress->advance(done - shown->done, what);

@@ -185,9 +185,11 @@ void Progress::show(std::string_view detail, bool last) {
   const double share = total_ > 0 ? std::min(1.0, done_ / total_) : 1.0;
   const std::string end = last ? "in " + duration(seconds)
                                : duration(seconds * (1 - share) / std::max(share, 1e-6)) + " left";
-  show_raw(fmt::format("{}{}: {:3.0f} %, {:.1f} {}, {}{}{}{}", terminal_ ? kClearLine : "", job_,
-                       100 * share, done_ / unit_.size / seconds, unit_.rate, end,
-                       detail.empty() ? "" : ", ", one_line(detail),
+  const std::string rate =
+      unit_.rate.empty() ? ""
+                         : fmt::format("{:.1f} {}, ", done_ / unit_.size / seconds, unit_.rate);
+  show_raw(fmt::format("{}{}: {:3.0f} %, {}{}{}{}{}", terminal_ ? kClearLine : "", job_,
+                       100 * share, rate, end, detail.empty() ? "" : ", ", one_line(detail),
                        terminal_ && !last ? "" : "\n"));
   std::fflush(stderr);
   line_open_ = terminal_ && !last;

@@ -65,10 +65,10 @@ void notice(bool quiet, std::string_view text);
 /// plain line every five seconds and at the end. Not thread-safe.
 class Progress {
  public:
-  /// `total` in units of work. The rate is shown as units per second divided by `unit_size`:
-  /// {"MB/s", 1e6} for bytes.
+  /// `total` in units of work. The rate is shown as units per second divided by `size`:
+  /// {"MB/s", 1e6} for bytes; without a name, it is not.
   struct Unit {
-    std::string_view rate;
+    std::string_view rate = {};
     double size = 1;
   };
   Progress(std::string job, double total, Unit unit, bool quiet);
