@@ -64,9 +64,16 @@ void make_one_block(const TempDir& dir, ModelConfig config) {
 }
 
 /// Whether auto is better than the best single method by a margin; it is never worse.
-bool beats_single_methods(const TempDir& dir, const std::string& scheme) {
+bool beats_single_methods(const TempDir& dir, const std::string& scheme, int64_t windows = 3,
+                          int64_t window = 24) {
   CAPTURE(scheme);
-  const double together = block_error(options_of(dir, "auto", scheme.c_str()));
+  const auto error_of = [&](const char* method) {
+    auto o = options_of(dir, method, scheme.c_str());
+    o.windows = windows;
+    o.window = window;
+    return block_error(o);
+  };
+  const double together = error_of("auto");
   Decoder d(File::open(dir / "out.oq"), make_cpu_backend(1), {.context = 16});
   const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
   for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
@@ -75,7 +82,7 @@ bool beats_single_methods(const TempDir& dir, const std::string& scheme) {
     const std::string single = method;
     if (single == "awrq" && scheme == "w3a16g64") continue;
     CAPTURE(single);
-    const double alone = block_error(options_of(dir, method, scheme.c_str()));
+    const double alone = error_of(method);
     CHECK(together <= alone * 1.00001);  // folded norms and biases are stored as f16
     least = std::min(least, alone);
   }
@@ -101,6 +108,19 @@ TEST_CASE("no single method leaves a block with less error than all together, in
   }
   CHECK(cases == 9);
   CHECK(better * 2 > cases);  // and it is for something
+}
+
+TEST_CASE("nor where single linears were compared on a sample of the windows") {
+  CHECK(calibrate::search_stride(16, 512) == 4);
+  CHECK(calibrate::search_stride(128, 2048) == 128);
+  CHECK(calibrate::search_stride(64, 1500) == 32);
+  CHECK(calibrate::search_stride(3, 24) == 1);
+  constexpr int64_t kWindows = 64, kWindow = 96;
+  REQUIRE(calibrate::search_stride(kWindows, kWindow) > 1);
+  const TempDir dir;
+  make_one_block(dir, test::tiny_config());
+  for (const char* scheme : {"w3a16g64", "w2a8"})
+    beats_single_methods(dir, scheme, kWindows, kWindow);
 }
 
 TEST_CASE("weak columns are taken where they help") {

@@ -81,9 +81,9 @@ Work learning_work(const Options& o) {
 }
 
 /// Both blocks are kept while each is learned or searched, with every candidate.
-Work auto_work(const Options& o, int64_t linears) {
+Work auto_work(const Options& o, int64_t linears, int64_t windows) {
   const AutoCandidates n = auto_candidates(o);
-  const auto count = double(linears);
+  const auto count = double(linears) / double(search_stride(windows, o.window));
   const double integers = o.scheme.activation_bits < 16 ? 1 : 0;
   const auto both = double(n.plain + n.learned), mixed = double(n.learned + n.mixed);
   Work w = learning_work(o);
@@ -101,8 +101,8 @@ Work auto_work(const Options& o, int64_t linears) {
   return w;
 }
 
-Work work_of(const Options& o, int64_t linears) {
-  if (o.method == "auto") return auto_work(o, linears);
+Work work_of(const Options& o, int64_t linears, int64_t windows) {
+  if (o.method == "auto") return auto_work(o, linears, windows);
   if (learns(o.method)) return learning_work(o);
   if (o.method == "awrq") return {.passes = 1, .products = 3, .weight_bytes = 4 * 3, .matrices = 2};
   const bool solver = o.method == "gptq" || o.method == "owq";
@@ -120,7 +120,7 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double tokens = double(windows) * double(o.window);
   const double used = config.experts > 0 ? double(config.experts_used) / double(config.experts) : 1;
   const bool learned = learns(o.method);
-  const Work work = work_of(o, block.linears);
+  const Work work = work_of(o, block.linears, windows);
   const double passes = windows == 0 ? 0 : 1 + (o.smooth ? 1 : 0) + work.passes;
   Preflight p;
   const double attention = 2.0 * double(o.window) * double(config.q_width());

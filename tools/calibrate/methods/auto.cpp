@@ -4,9 +4,9 @@
 /// be quantized in several ways: its learned codes; codes on the learned grid, or on a searched
 /// one, with errors made up for (GPTQ); for integer activations also from weights reformulated for
 /// them (AWRQ); with --weak-columns, all of that with weak columns (OWQ). Both blocks run with each
-/// way for all of their linears, the best is where a search by single linears starts, and what is
-/// not better is not taken: in the error of a block's output, no single method that was tried is
-/// better than the result.
+/// way for all of their linears, and the best is where a search by single linears starts, on some
+/// of the windows. What is not better on all of them is not taken: in the error of a block's
+/// output, no single method that was tried is better than the result.
 ///
 /// With --target-bits, linears have other widths as well. Each block may take its share of the
 /// bytes: what each linear costs at each width is measured with the rest of the block in full
@@ -18,6 +18,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -82,18 +83,12 @@ struct Inputs {
 /// One of its candidates for every linear.
 using Choice = std::map<std::string, size_t>;
 
+/// Finds the choice with the least error of the block's output, a token's by its size.
 class BlockSearch {
  public:
   BlockSearch(BlockJob& job, Variant& variant, uint64_t budget)
       : job_(job), variant_(variant), budget_(budget), executed_(variant.weights) {
     for (auto& [name, l] : executed_.linears) l.input_bits = bits();
-  }
-
-  /// The error of the block's output, a token's by its size, with the linears of `choice`
-  /// quantized.
-  double error(const Choice& choice) {
-    for (const auto& [name, index] : choice) set(name, &variant_.candidates.at(name)[index]);
-    return measure();
   }
 
   /// The best of all choices that treat every linear alike.
@@ -121,8 +116,9 @@ class BlockSearch {
     least_ = least;
   }
 
-  /// What the budget buys, by the error of each candidate alone.
+  /// What the budget buys, by the error of each candidate alone in the sample.
   void buy() {
+    stride_ = search_stride(job_.windows(), job_.tokens());
     std::vector<std::vector<Price>> items;
     for (const auto& [name, candidates] : variant_.candidates) set(name, nullptr);
     for (const auto& [name, candidates] : variant_.candidates) {
@@ -133,6 +129,7 @@ class BlockSearch {
       }
       set(name, nullptr);
     }
+    stride_ = 1;
     const std::vector<size_t> bought =
         with_place(fmt::format("{}, --target-bits", job_.full_name("*")),
                    [&] { return allocate(items, budget_); });
@@ -141,17 +138,26 @@ class BlockSearch {
     consider(choice);
   }
 
-  /// Linear by linear, whatever candidate leaves less error than the one before.
+  /// Linear by linear, whatever candidate leaves less error than the one before in the sample;
+  /// nothing of it where all windows are not better for it.
   void improve() {
+    if (best_.empty()) return;
+    const Choice before = best_;
+    const double least = least_;
+    stride_ = search_stride(job_.windows(), job_.tokens());
+    if (stride_ > 1) least_ = error(best_);
     for (const auto& [name, candidates] : variant_.candidates) {
-      const Choice before = best_;
+      const Choice now = best_;
       for (size_t i = 0; i < candidates.size(); ++i) {
-        if (i == before.at(name)) continue;
-        Choice other = before;
+        if (i == now.at(name)) continue;
+        Choice other = now;
         other[name] = i;
         consider(other);
       }
     }
+    if (std::exchange(stride_, 1) == 1) return;
+    least_ = best_ == before ? least : error(best_);
+    if (!(least_ <= least)) start(before, least);
   }
 
   const Choice& best() const { return best_; }
@@ -164,6 +170,11 @@ class BlockSearch {
     uint64_t sum = 0;
     for (const auto& [name, index] : choice) sum += variant_.candidates.at(name)[index].bytes();
     return sum;
+  }
+
+  double error(const Choice& choice) {
+    for (const auto& [name, index] : choice) set(name, &variant_.candidates.at(name)[index]);
+    return measure();
   }
 
   void consider(const Choice& choice) {
@@ -187,11 +198,12 @@ class BlockSearch {
   double measure() {
     double sum = 0;
     const int64_t cols = job_.config().hidden;
-    for (int64_t w = 0; w < job_.windows(); ++w) {
+    const double weight = 1.0 / double((job_.windows() + stride_ - 1) / stride_);
+    for (int64_t w = 0; w < job_.windows(); w += stride_) {
       x_.assign(job_.input(w).begin(), job_.input(w).end());
       unused_.assign(x_.size(), 0);
       job_.runner().forward(executed_, job_.options().scheme, x_.data(), job_.tokens());
-      sum += relative_error(x_, job_.target(w), cols, 1.0 / double(job_.windows()), unused_);
+      sum += relative_error(x_, job_.target(w), cols, weight, unused_);
     }
     return std::isfinite(sum) ? sum : std::numeric_limits<double>::infinity();
   }
@@ -199,6 +211,7 @@ class BlockSearch {
   BlockJob& job_;
   Variant& variant_;
   uint64_t budget_;
+  int64_t stride_ = 1;  ///< every so many windows are looked at
   BlockWeights executed_;
   std::map<std::string, const Candidate*> set_;
   Choice best_;
@@ -437,6 +450,12 @@ AutoCandidates auto_candidates(const Options& o) {
   AutoCandidates n{.plain = 1 + compensated, .learned = 2 + 2 * compensated};
   if (o.target_bits > 0) n.mixed = int64_t(widths(o).size() - 1) * n.plain;
   return n;
+}
+
+int64_t search_stride(int64_t windows, int64_t tokens) {
+  constexpr int64_t kTokens = 2048;  // of the sample, or a window of more
+  const int64_t wanted = std::max<int64_t>(1, (kTokens + tokens - 1) / tokens);
+  return std::max<int64_t>(1, windows / wanted);
 }
 
 std::unique_ptr<Method> make_auto(const Options& o) { return std::make_unique<Auto>(o); }
