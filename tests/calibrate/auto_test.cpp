@@ -112,8 +112,8 @@ TEST_CASE("no single method leaves a block with less error than all together, in
 
 TEST_CASE("nor where single linears were compared on a sample of the windows") {
   CHECK(calibrate::search_stride(16, 512) == 4);
-  CHECK(calibrate::search_stride(128, 2048) == 128);
-  CHECK(calibrate::search_stride(64, 1500) == 32);
+  CHECK(calibrate::search_stride(128, 2048) == 32);
+  CHECK(calibrate::search_stride(64, 1500) == 16);
   CHECK(calibrate::search_stride(3, 24) == 1);
   constexpr int64_t kWindows = 64, kWindow = 96;
   REQUIRE(calibrate::search_stride(kWindows, kWindow) > 1);
@@ -255,6 +255,23 @@ TEST_CASE("preflight counts attention maps and the second target") {
   CHECK(targets.memory - plain.memory ==
         calibrate::HiddenStates::bytes(kWindows, o.window, config.hidden));
   CHECK(targets.flops > plain.flops);
+}
+
+TEST_CASE("what is kept of every token goes to disk by its own size") {
+  const TempDir dir;
+  const calibrate::HiddenStates inputs(4, 10, 8, 2000, dir.path());
+  CHECK_FALSE(inputs.on_disk());
+  CHECK_FALSE(inputs.others(10)->on_disk());
+  const auto maps = inputs.others(20);
+  CHECK(maps->on_disk());
+  maps->window(3)[199] = 1;
+  CHECK(maps->window(3).size() == 200);
+}
+
+TEST_CASE("a method's remedy names what it reads") {
+  CHECK(calibrate::remedy("rtn") == "take a scheme with more bits");
+  CHECK(calibrate::remedy("gptq") == "raise --damp, or take a scheme with more bits");
+  CHECK(calibrate::remedy("abq") == "lower --lwc-lr and --let-lr, or take a scheme with more bits");
 }
 
 TEST_CASE("errors are made up for on grids that are given") {

@@ -234,6 +234,8 @@ TEST_CASE("what cannot be tuned is refused") {
                        Error);
   make(dir / "m.oq", test::tiny_config(), "w3a16");
   CHECK_THROWS_WITH_AS(calibrate::tune_weak(o, {.steps = 40, .rate = 1e30}),
+                       doctest::Contains("blocks.0.output"), Error);
+  CHECK_THROWS_WITH_AS(calibrate::tune_weak(o, {.steps = 40, .rate = 1e30}),
                        doctest::Contains("--tune-lr"), Error);
   auto same = o;
   same.output = same.input;

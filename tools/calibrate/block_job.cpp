@@ -1,8 +1,6 @@
 #include "tools/calibrate/block_job.h"
 
 #include <algorithm>
-#include <filesystem>
-#include <limits>
 
 #include <fmt/format.h>
 
@@ -18,14 +16,9 @@ void BlockJob::notice(const std::string& text) const {
 
 void BlockJob::progress(double done, std::string_view what) const {
   if (!observer_.progress) return;
-  observer_.progress(double(index_) + done, double(config().blocks),
+  const auto [begin, end] = part_;
+  observer_.progress(double(index_) + begin + (end - begin) * done, double(config().blocks),
                      fmt::format("block {} of {}, {}", index_ + 1, config().blocks, what));
-}
-
-std::unique_ptr<HiddenStates> BlockJob::states(int64_t width) const {
-  const uint64_t limit = hidden_.on_disk() ? 0 : std::numeric_limits<uint64_t>::max();
-  return std::make_unique<HiddenStates>(hidden_.windows(), hidden_.tokens(), width, limit,
-                                        std::filesystem::absolute(options_.output).parent_path());
 }
 
 void BlockJob::observe(const BlockRunner::Tap& tap) {

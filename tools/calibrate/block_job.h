@@ -52,8 +52,8 @@ class BlockJob {
   /// the unquantized model: [tokens][hidden] of a window. PRECOND of target: there are targets.
   std::span<const float> input(int64_t window) const { return hidden_.window(window); }
   std::span<const float> target(int64_t window) const { return known_.targets->window(window); }
-  /// Zeros [windows][tokens][width], in memory or on disk as the inputs are.
-  std::unique_ptr<HiddenStates> states(int64_t width) const;
+  /// Zeros [windows][tokens][width], in memory or on disk by the inputs' rule.
+  std::unique_ptr<HiddenStates> states(int64_t width) const { return hidden_.others(width); }
   const KnownBlock& known() const { return known_; }
   BlockWeights& weights() { return weights_; }
   const BlockWeights& weights() const { return weights_; }
@@ -63,8 +63,10 @@ class BlockJob {
   /// "blocks.3.q"
   std::string full_name(const std::string& name) const;
   void notice(const std::string& text) const;
-  /// A share of this block's work is done; `what` says what comes next.
+  /// A share of the part of this block's work is done; `what` says what comes next.
   void progress(double done, std::string_view what) const;
+  /// What is done from now on is the block's work between these shares; all of it at first.
+  void part(double begin, double end) { part_ = {begin, end}; }
 
   /// Runs every window through the block as it stands.
   void observe(const BlockRunner::Tap& tap);
@@ -90,6 +92,7 @@ class BlockJob {
   const Options& options_;
   const Observer& observer_;
   int64_t index_;
+  std::pair<double, double> part_ = {0, 1};
   BlockWeights weights_;
   std::map<std::string, Done> done_;
   std::vector<double> losses_;

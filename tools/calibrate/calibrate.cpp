@@ -202,9 +202,8 @@ class Calibration {
         if (std::isfinite(v)) continue;
         throw Error({.what = "the block's output is not finite",
                      .where = fmt::format("blocks.{}, calibration window {}", b, w),
-                     .hint = scheme.quantizes_weights()
-                                 ? "raise --damp, or take a scheme with more bits"
-                                 : "convert the checkpoint again"});
+                     .hint = scheme.quantizes_weights() ? remedy(o_.method)
+                                                        : "convert the checkpoint again"});
       }
     }
   }

@@ -42,6 +42,8 @@ HiddenStates::HiddenStates(int64_t windows, int64_t tokens, int64_t hidden, uint
     : windows_(windows),
       tokens_(tokens),
       size_(tokens * hidden),
+      memory_limit_(memory_limit),
+      scratch_folder_(scratch_folder),
       on_disk_(bytes(windows, tokens, hidden) > memory_limit) {
   const uint64_t n = bytes(windows, tokens, hidden);
   const int fd = on_disk_ ? scratch_file(scratch_folder, n) : -1;
@@ -61,6 +63,10 @@ HiddenStates::HiddenStates(int64_t windows, int64_t tokens, int64_t hidden, uint
 
 HiddenStates::~HiddenStates() {
   munmap(data_, uint64_t(windows_) * uint64_t(size_) * sizeof(float));
+}
+
+std::unique_ptr<HiddenStates> HiddenStates::others(int64_t width) const {
+  return std::make_unique<HiddenStates>(windows_, tokens_, width, memory_limit_, scratch_folder_);
 }
 
 }  // namespace oq::calibrate

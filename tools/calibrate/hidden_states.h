@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 
 namespace oq::calibrate {
@@ -17,6 +18,9 @@ class HiddenStates {
   HiddenStates(const HiddenStates&) = delete;
   HiddenStates& operator=(const HiddenStates&) = delete;
 
+  /// Others of as many windows and tokens, by the same limit and in the same folder.
+  std::unique_ptr<HiddenStates> others(int64_t width) const;
+
   int64_t windows() const { return windows_; }
   int64_t tokens() const { return tokens_; }
   bool on_disk() const { return on_disk_; }
@@ -28,6 +32,8 @@ class HiddenStates {
 
  private:
   int64_t windows_, tokens_, size_;
+  uint64_t memory_limit_;
+  std::filesystem::path scratch_folder_;
   bool on_disk_;
   float* data_ = nullptr;
 };

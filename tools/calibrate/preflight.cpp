@@ -129,14 +129,18 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
       (passes * (2 * block.weights * used + attention) + work.products * block.squares * used);
   p.seconds = p.flops / blas_speed(o.threads);
 
-  const uint64_t states = learned ? (aims_at_own_targets(o) ? 3 : 2) : 1;
-  const uint64_t one = HiddenStates::bytes(windows, o.window, config.hidden);
-  const uint64_t maps =
-      o.learning.attention_share > 0 ? HiddenStates::bytes(windows, o.window, o.window) : 0;
-  const uint64_t hidden = windows == 0 ? 0 : states * one + maps;
+  // Inputs, targets, own targets; attention maps.
+  std::vector<uint64_t> states(learned ? (aims_at_own_targets(o) ? 3 : 2) : 1,
+                               HiddenStates::bytes(windows, o.window, config.hidden));
+  if (o.learning.attention_share > 0) {
+    states.push_back(HiddenStates::bytes(windows, o.window, o.window));
+  }
   p.available = available_memory();
-  p.hidden_memory_limit = p.available / 4 / (states + (maps > 0 ? 1 : 0));
-  const bool on_disk = std::max(one, maps) > p.hidden_memory_limit;
+  p.hidden_memory_limit = p.available / 4 / states.size();
+  uint64_t in_memory = 0, on_disk = 0;
+  for (const uint64_t bytes : states) {
+    (bytes > p.hidden_memory_limit ? on_disk : in_memory) += bytes;
+  }
   const double row =
       4.0 * (learned ? 3 : 1) *
       double(config.q_width() + 2 * config.kv_width() + 4 * config.hidden + 3 * config.mlp);
@@ -145,10 +149,10 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double moments =
       work.matrices * (std::min(block.squares, 3 * block.largest_square) + block.largest_square);
   const double working = work.weight_bytes * block.weights + 4 * moments + row * double(o.window);
-  p.memory = uint64_t(std::max(working, table)) + (on_disk ? 0 : hidden);
+  p.memory = uint64_t(std::max(working, table)) + in_memory;
   const double bits = o.scheme.quantizes_weights() ? o.scheme.weight_bits + 1 : 16;
   p.disk = uint64_t(2 * block.weights * double(config.blocks) * bits / 8) +
-           file.tensor("embedding").bytes * 2 + (on_disk ? hidden : 0);
+           file.tensor("embedding").bytes * 2 + on_disk;
   return p;
 }
 

@@ -24,6 +24,15 @@ uint32_t crc_of(const std::filesystem::path& path) {
   return path.empty() ? 0 : crc32c(MappedFile(path).bytes());
 }
 
+/// Of the program that runs; 0 where the system does not say which.
+uint32_t build_checksum() {
+  static const uint32_t crc = [] {
+    const std::filesystem::path self = "/proc/self/exe";
+    return std::filesystem::exists(self) ? crc_of(self) : 0;
+  }();
+  return crc;
+}
+
 }  // namespace
 
 Provenance provenance_of(const Options& o, const File& model, const CalibrationText& text) {
@@ -83,9 +92,10 @@ std::string options_text(const Provenance& p, const Options& o) {
 }
 
 std::string run_key(const Provenance& p, const Options& o) {
-  return fmt::format("{}; model {}; text {}; files {:08x} {:08x} {:08x}; {}", options_text(p, o),
-                     p.at("model_crc32c"), p.at("text_crc32c"), crc_of(o.parameters),
-                     crc_of(o.act_scales), crc_of(o.act_shifts), p.at("tool"));
+  return fmt::format("{}; model {}; text {}; files {:08x} {:08x} {:08x}; {}, build {:08x}",
+                     options_text(p, o), p.at("model_crc32c"), p.at("text_crc32c"),
+                     crc_of(o.parameters), crc_of(o.act_scales), crc_of(o.act_shifts), p.at("tool"),
+                     build_checksum());
 }
 
 }  // namespace oq::calibrate

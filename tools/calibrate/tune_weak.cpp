@@ -53,7 +53,8 @@ void learn(WeakTuner& tuner, const CalibrationText& text, const WeakTuning& tuni
     const double loss = tuner.learn(text.windows[window]);
     if (!std::isfinite(loss)) {
       throw Error({.what = "the loss is not finite",
-                   .where = fmt::format("step {}, calibration window {}", step + 1, window),
+                   .where = fmt::format("{}, step {}, calibration window {}",
+                                        tuner.first_not_finite(), step + 1, window),
                    .hint = kHint});
     }
     optimizer.step();

@@ -80,11 +80,13 @@ WorkFolder::WorkFolder(const fs::path& output, std::string key, bool resume)
     }
     const auto found = File::open(file_of(i))->metadata().get_or<std::string>(kKey, "");
     if (found != key_) {
-      throw Error({.what = "was made with other options or from another model or text",
-                   .where = file_of(i).string(),
-                   .expected = key_,
-                   .found = found,
-                   .hint = "use the options of the run that was stopped, or leave out --resume"});
+      throw Error(
+          {.what = "was made with other options, by another build, or from another model or text",
+           .where = file_of(i).string(),
+           .expected = key_,
+           .found = found,
+           .hint = "use the program and the options of the run that was stopped, or leave out "
+                   "--resume"});
     }
     finished_ = i + 1;
   }

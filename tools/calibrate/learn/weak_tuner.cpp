@@ -1,6 +1,7 @@
 #include "tools/calibrate/learn/weak_tuner.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <fmt/format.h>
 
@@ -65,6 +66,15 @@ double WeakTuner::forward(const std::vector<int32_t>& window, float* d_x) {
     graph_.forward(block(b), scheme_, states_[at].data(), tokens, states_[at + 1].data());
   }
   return head_.loss(states_.back().data(), window, d_x);
+}
+
+std::string WeakTuner::first_not_finite() const {
+  for (size_t i = 0; i < states_.size(); ++i) {
+    if (std::all_of(states_[i].begin(), states_[i].end(), [](float v) { return std::isfinite(v); }))
+      continue;
+    return i == 0 ? "embedding" : fmt::format("blocks.{}.output", i - 1);
+  }
+  return "logits";
 }
 
 double WeakTuner::learn(const std::vector<int32_t>& window) {

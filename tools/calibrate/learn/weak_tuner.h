@@ -31,6 +31,8 @@ class WeakTuner {
   /// The mean of -log p(next token) of a window; `learn` has the gradients as well.
   double loss(const std::vector<int32_t>& window) { return forward(window, nullptr); }
   double learn(const std::vector<int32_t>& window);
+  /// Where the last window had a value that is no number: "blocks.3.output".
+  std::string first_not_finite() const;
 
  private:
   double forward(const std::vector<int32_t>& window, float* d_x);

@@ -118,7 +118,8 @@ class BlockSearch {
 
   /// What the budget buys, by the error of each candidate alone in the sample.
   void buy() {
-    stride_ = search_stride(job_.windows(), job_.tokens());
+    // An expert that no token of the sample chose would seem to cost nothing at any width.
+    stride_ = job_.config().experts > 0 ? 1 : search_stride(job_.windows(), job_.tokens());
     std::vector<std::vector<Price>> items;
     for (const auto& [name, candidates] : variant_.candidates) set(name, nullptr);
     for (const auto& [name, candidates] : variant_.candidates) {
@@ -146,7 +147,9 @@ class BlockSearch {
     const double least = least_;
     stride_ = search_stride(job_.windows(), job_.tokens());
     if (stride_ > 1) least_ = error(best_);
+    size_t done = 0;
     for (const auto& [name, candidates] : variant_.candidates) {
+      job_.progress(double(done++) / double(variant_.candidates.size()), "comparing " + name);
       const Choice now = best_;
       for (size_t i = 0; i < candidates.size(); ++i) {
         if (i == now.at(name)) continue;
@@ -250,9 +253,14 @@ class Auto final : public Method {
 
   void quantize(BlockJob& job) override {
     const Options& o = job.options();
+    const double learning = learning_share(job);
+    job.part(0, learning);
     Variant plain{job.weights()}, learned = learn(job);
+    job.part(learning, 1);
+    job.progress(0, "making up for errors");
     add_compensated(job, plain, {o.scheme.weight_bits});
     add_compensated(job, learned, {o.scheme.weight_bits});
+    job.part((1 + learning) / 2, 1);  // about half of what is left, then
     const auto free = std::numeric_limits<uint64_t>::max();
     Variant* best = nullptr;
     Choice choice;
@@ -278,13 +286,23 @@ class Auto final : public Method {
     if (choice.empty()) {
       throw Error({.what = "every way to quantize the block leaves an output that is not finite",
                    .where = job.full_name("output"),
-                   .hint = "raise --damp, or take a scheme with more bits"});
+                   .hint = remedy("auto")});
     }
     job.set_output_error(least);
     store(job, *best, choice);
   }
 
  private:
+  /// Of a block's work, by passes of all windows: three a learned epoch, one for each choice.
+  static double learning_share(const BlockJob& job) {
+    const AutoCandidates n = auto_candidates(job.options());
+    const double epochs = 3.0 * double(job.options().learning.epochs) + 1;
+    const double choices = double(n.plain + n.learned + n.mixed);
+    const auto stride = double(search_stride(job.windows(), job.tokens()));
+    const auto linears = double(job.weights().linears.size());
+    return epochs / (epochs + 2 * choices + choices * linears / stride);
+  }
+
   /// The block behind learned transformations, with its learned codes.
   Variant learn(BlockJob& job) {
     if (!graph_) {
@@ -453,8 +471,8 @@ AutoCandidates auto_candidates(const Options& o) {
 }
 
 int64_t search_stride(int64_t windows, int64_t tokens) {
-  constexpr int64_t kTokens = 2048;  // of the sample, or a window of more
-  const int64_t wanted = std::max<int64_t>(1, (kTokens + tokens - 1) / tokens);
+  constexpr int64_t kTokens = 2048, kWindows = 4;  // what a sample has, or more
+  const int64_t wanted = std::max(kWindows, (kTokens + tokens - 1) / tokens);
   return std::max<int64_t>(1, windows / wanted);
 }
 

@@ -35,6 +35,8 @@ std::vector<std::string_view> method_names();
 /// The methods that read a flag of oq-calibrate ("--damp"); none where it is not for methods to
 /// say. --text and its windows are not: any method may be given them, as may smoothing before it.
 std::vector<std::string_view> readers(std::string_view flag);
+/// What to change where a method's block has an output that is not finite.
+std::string remedy(std::string_view method);
 
 /// Candidates of one linear that `auto` compares, each of a byte a weight: of the block as it is
 /// and of the learned one at the scheme's width, and of the better of them at the other widths of
@@ -43,7 +45,7 @@ struct AutoCandidates {
   int64_t plain = 0, learned = 0, mixed = 0;
 };
 AutoCandidates auto_candidates(const Options& options);
-/// `auto` compares single linears on one window in so many, which makes some 2000 tokens.
+/// `auto` compares single linears on one window in so many, which makes 2000 tokens or more.
 int64_t search_stride(int64_t windows, int64_t tokens);
 
 std::unique_ptr<Method> make_rounding(const Options& options);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -76,6 +78,17 @@ std::vector<std::string_view> readers(std::string_view flag) {
     }
   }
   return names;
+}
+
+std::string remedy(std::string_view method) {
+  const auto reads = [&](std::string_view flag) {
+    const auto names = readers(flag);
+    return std::find(names.begin(), names.end(), method) != names.end();
+  };
+  std::string changes;
+  if (reads("--let-lr")) changes += "lower --lwc-lr and --let-lr, ";
+  if (reads("--damp")) changes += "raise --damp, ";
+  return fmt::format("{}{}take a scheme with more bits", changes, changes.empty() ? "" : "or ");
 }
 
 std::vector<std::string_view> method_names() {
