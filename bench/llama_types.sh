@@ -6,8 +6,8 @@
 #
 # LLAMA_BIN holds llama-quantize and llama-perplexity (llama.cpp's or ik_llama.cpp's); MODEL.gguf is the model
 # that they quantize, and what the .oq files should come from too. OQ_TYPES lists the types, OQ_WINDOWS says how many
-# windows of 2048 tokens (40), OQ_IMATRIX names what llama-imatrix made of calibration text, which the IQ types of
-# about 2 bits want. llama-perplexity scores the second half of each window, so oq-eval does here.
+# windows of 2048 tokens (40), OQ_IMATRIX names what llama-imatrix made of calibration text, which the IQ types below
+# 3.5 bits want. llama-perplexity scores the second half of each window, so oq-eval does here.
 # Quantized files and finished scores stay in the cache, keyed by model, text and windows.
 set -euo pipefail
 shopt -s inherit_errexit
@@ -16,7 +16,9 @@ shopt -s inherit_errexit
 bin=$root/build/release/bin
 llama=$1 model=$2 text=$3
 shift 3
-read -ra types <<<"${OQ_TYPES:-F16 Q4_K_M IQ4_XS Q3_K_M IQ3_S Q2_K}"
+usual="F16 Q4_K_M IQ4_XS Q3_K_M IQ3_S Q2_K"
+[ -z "${OQ_IMATRIX:-}" ] || usual+=" IQ3_XXS IQ2_M IQ2_XS IQ2_XXS"
+read -ra types <<<"${OQ_TYPES:-$usual}"
 windows=${OQ_WINDOWS:-40} window=2048 importance=()
 [ -z "${OQ_IMATRIX:-}" ] || importance=(--imatrix "$OQ_IMATRIX")
 for tool in "$llama/llama-quantize" "$llama/llama-perplexity" "$bin/oq-eval" "$bin/oq-info"; do
@@ -89,7 +91,16 @@ row() {  # row NAME SCORES REFERENCE
 }
 
 reference=$(llama_scores "${types[0]}")
+echo "Everything is quantized from $(basename "$model")${OQ_IMATRIX:+, llama.cpp's types with an importance matrix}: $windows windows of $window tokens, the second"
+echo "half of each scored. Where that model was dequantized itself, from 4 bits, say, types of its own kind lose less than they would."
+echo
 echo "| file | bits/weight, all tensors | perplexity | against ${types[0]} | +- | tensors |"
 echo "|---|---|---|---|---|---|"
-for type in "${types[@]}"; do row "llama.cpp $type" "$(llama_scores "$type")" "$reference"; done
-for file in "$@"; do row "oq $(basename "$file" .oq)" "$(oq_scores "$file")" "$reference"; done
+for type in "${types[@]}"; do
+  scores=$(llama_scores "$type")
+  row "llama.cpp $type" "$scores" "$reference"
+done
+for file in "$@"; do
+  scores=$(oq_scores "$file")
+  row "oq $(basename "$file" .oq)" "$scores" "$reference"
+done

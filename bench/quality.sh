@@ -2,11 +2,12 @@
 # The quality tables of the calibrators: perplexity of SmolLM2-135M on WikiText-2 test for every method
 # and scheme, each beside full precision and other methods, with paired standard errors.
 #
-# usage: bench/quality.sh [--learned] MODEL.gguf TEXT_FOLDER [ROW...] > bench/results/quality.md
+# usage: bench/quality.sh [--learned] [--setting WINDOWSxTOKENS] MODEL.gguf TEXT_FOLDER [ROW...] > bench/results/quality.md
 #
 # TEXT_FOLDER holds wikitext2-raw.valid.txt (calibration: 64 windows of 1024; with --learned, the table of the
 # methods that learn, 16 of 512) and wikitext2-raw.test.txt (evaluation: the first 40 windows of 2048). A row is
-# "METHOD SCHEME [FLAG...]"; without any, all of the table. After --all-windows the whole text is evaluated.
+# "METHOD SCHEME [FLAG...]"; without any, all of the table. After --all-windows the whole text is evaluated. "best"
+# among the columns is the single method, not auto, of least perplexity among the scheme's rows that are finished.
 # Finished rows are kept in the cache with their models, keyed by model, texts, tools and options, so the table
 # may be made in several goes, and a row that was stopped goes on after its last finished block; rows that are
 # not finished yet are left out of it, and OQ_QUALITY=print only prints what there is.
@@ -26,15 +27,22 @@ table=(
 )
 if [ "${1:-}" = --learned ]; then
   shift
-  windows=16 window=512 against=(gptq omniquant) title="the methods that learn"
+  windows=16 window=512 against=(gptq omniquant best) title="the methods that learn"
   table=("full f16")
   for scheme in w3a16 w2a16g64 w2a8 'w2*a8' w4a4q4kv4 w4a16g64; do
     table+=("rtn $scheme" "gptq $scheme" "gptq $scheme --no-act-order --tuning minmax" "omniquant $scheme")
     if [[ $scheme = w2a16* ]]; then table+=("omniquant $scheme --aug-loss"); fi
-    if [[ $scheme != *a16* ]]; then table+=("abq $scheme"); fi
+    if [[ $scheme != *a16* ]]; then table+=("smoothquant $scheme" "awrq $scheme" "abq $scheme"); fi
     table+=("auto $scheme")
+    if [ "$scheme" = w3a16 ]; then table+=("auto $scheme --target-bits 2.8"); fi
   done
 fi
+if [ "${1:-}" = --setting ]; then
+  [[ ${2:-} =~ ^([0-9]+)x([0-9]+)$ ]] || die "--setting: WINDOWSxTOKENS was expected, such as 32x1024"
+  windows=${BASH_REMATCH[1]} window=${BASH_REMATCH[2]}
+  shift 2
+fi
+[ $# -ge 2 ] || die "usage: bench/quality.sh [--learned] [--setting WINDOWSxTOKENS] MODEL.gguf TEXT_FOLDER [ROW...]"
 model=$1 texts=$2
 shift 2
 rows=("$@")
@@ -107,6 +115,26 @@ difference() {
           printf "%+.2f | %.2f |", exp(mb) - exp(ma), exp(mb) * sqrt(v / n) }'
 }
 
+# best_single SCHEME ALL: of the scheme's finished rows, at one width, of the whole text or not
+best_single() {
+  local row method scheme flags file
+  for row in "${rows[@]}"; do
+    read -r method scheme flags <<<"$row"
+    file=$(row_base "$row").json
+    if [ "$scheme" != "$1" ] || [ "$method" = auto ] || [ "$method" = full ] || [ ! -f "$file" ]; then continue; fi
+    if [[ $flags = *--target-bits* ]]; then continue; fi
+    if [[ $flags = *--all-windows ]]; then flags=all; else flags=; fi
+    if [ "${flags:+all}" != "${2:+all}" ]; then continue; fi
+    echo "$(numbers "$file" perplexity | head -n 1) $row"
+  done | sort -g | head -n 1 | cut -d' ' -f2-
+}
+
+# falling FILE: of how many blocks, of all that learned, the last epoch's loss is below the first's
+falling() {
+  { grep -o '"losses":\[\[[0-9][^"]*\]\]' "$1" || true; } | sed 's/"losses"://' | tr ']' '\n' | tr -d '[' |
+    awk -F, '{ sub(/^,/, "") } NF > 1 { n++; if ($NF + 0 < $1 + 0) fell++ } END { if (n) printf "%d of %d", fell, n }'
+}
+
 seconds() {  # seconds ROW: of all goes together
   local base
   base=$(row_base "${1% --all-windows}")
@@ -120,8 +148,8 @@ print_table() {
   echo "windows of 2048 of WikiText-2 test; embedding and head in f16. Differences are in perplexity, +- their"
   echo "paired standard error over the windows. The full-precision model is itself dequantized from Q4_1."
   echo
-  echo "| method | scheme | bits/weight | perplexity | against full precision | +- |$(printf ' against %s | +- |' "${against[@]}") calibrated in s | with MB |"
-  echo "|---|---|---|---|---|---|$(printf -- '---|%.0s' "${against[@]}" "${against[@]}")---|---|"
+  echo "| method | scheme | bits/weight | perplexity | against full precision | +- |$(printf ' against %s | +- |' "${against[@]}") calibrated in s | with MB | loss falls in blocks |"
+  echo "|---|---|---|---|---|---|$(printf -- '---|%.0s' "${against[@]}" "${against[@]}")---|---|---|"
   local row file method scheme flags all other others
   for row in "${rows[@]}"; do
     file=$(row_base "$row").json
@@ -131,12 +159,14 @@ print_table() {
     if [[ $flags = *--all-windows ]]; then all=" --all-windows"; fi
     others=
     for other in "${against[@]}"; do
-      others+=" $(difference "$(row_base "$other $scheme$all").json" "$file")"
+      other="$other $scheme$all"
+      if [[ $other = best* ]]; then other=$(best_single "$scheme" "$all"); fi
+      others+=" $(difference "$(row_base "$other").json" "$file")"
     done
-    printf '| %s | %s | %.2f | %.2f | %s%s %s | %s |\n' "$method${flags:+ $flags}" "$scheme" \
+    printf '| %s | %s | %.2f | %.2f | %s%s %s | %s | %s |\n' "$method${flags:+ $flags}" "$scheme" \
       "$(numbers "$file" bits_per_weight | head -n 1)" "$(numbers "$file" perplexity | head -n 1)" \
       "$(difference "$(row_base "full f16$all").json" "$file")" "$others" "$(seconds "$row")" \
-      "$(numbers "$file" peak_memory | awk '{ printf "%.0f", $1 / 1e6 }')"
+      "$(numbers "$file" peak_memory | awk '{ printf "%.0f", $1 / 1e6 }')" "$(falling "$file")"
   done
 }
 
