@@ -91,7 +91,7 @@ row() {  # row NAME SCORES REFERENCE
 }
 
 reference=$(llama_scores "${types[0]}")
-echo "Everything is quantized from $(basename "$model")${OQ_IMATRIX:+, llama.cpp's types with an importance matrix}: $windows windows of $window tokens, the second"
+echo "Everything is quantized from $(basename "$model")${OQ_IMATRIX:+, by llama.cpp with an importance matrix}: $windows windows of $window tokens, the second"
 echo "half of each scored. Where that model was dequantized itself, from 4 bits, say, types of its own kind lose less than they would."
 echo
 echo "| file | bits/weight, all tensors | perplexity | against ${types[0]} | +- | tensors |"
