@@ -24,14 +24,13 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   plan_.context =
       options.context > 0 ? options.context : std::min(plan_.config.context, kDefaultContext);
   plan_.sequences = options.sequences;
-  plan_.max_rows = std::min(options.max_rows, plan_.context * plan_.sequences);
   plan_.exact = options.exact;
   plan_.pages = file_->pages();
   plan_.kv_bits = options.kv_bits;
   if (plan_.kv_bits == 0) plan_.kv_bits = plan_.scheme.kv_bits;
   if (options.kv_bits == 0 && plan_.kv_bits == 16 && plan_.exact) plan_.kv_bits = 32;
-  if (options.sequences < 1 || options.max_rows < 1) {
-    throw Error({.what = "a decoder needs a sequence and a row", .where = "decoder options"});
+  if (options.sequences < 1 || options.max_rows < 0) {
+    throw Error({.what = "a decoder needs a sequence and rows", .where = "decoder options"});
   }
   if (const int kv = plan_.kv_bits; (kv < 2 || kv > 8) && kv != 16 && kv != 32) {
     throw Error({.what = "a KV cache has no such width",
@@ -51,6 +50,8 @@ Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> back
   plan_.tensors = file_->tensors();
   plan_.buffers = {c.hidden, c.q_width() + 2 * c.kv_width(), c.q_width(), c.mlp};
   if (c.projected()) plan_.buffers.push_back(c.embedding_width);
+  const int64_t rows = options.max_rows > 0 ? options.max_rows : backend_->step_rows(plan_);
+  plan_.max_rows = std::min(rows, plan_.context * plan_.sequences);
   backend_->configure(plan_);
   load_weights();
   std::unique_ptr<Buffer>* const buffers[] = {&x_, &qkv_, &attn_, &mlp_, &embedded_};

@@ -96,6 +96,9 @@ class Backend {
   /// What it has taken of a device's memory, as the device tells it; 0: it runs on the host.
   virtual uint64_t device_bytes() const = 0;
 
+  /// Rows of a step that make long prompts fast, for a plan that is whole but for max_rows.
+  virtual int64_t step_rows(const Plan&) const { return 256; }
+
   /// Must come first, once. Takes no memory that it could know to be missing: it throws instead.
   virtual void configure(const Plan& plan) = 0;
   /// The backend keeps `file` alive as long as it needs its bytes.

@@ -116,6 +116,21 @@ TEST_CASE("a tiny LLaMA decodes on the device as on the CPU, at every scheme") {
   check({.scheme = "w4a8", .weak_columns = 3});
 }
 
+TEST_CASE("a prompt of hundreds of tokens is one step") {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  const Decoder::Options options{.context = 600, .exact = true};
+  Decoder cpu(file, make_cpu_backend(1), options), cuda(file, make_cuda_backend(), options);
+  REQUIRE(cuda.max_rows() == options.context);
+  std::vector<int32_t> tokens(size_t(options.context) - 3);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = int32_t((i * 7 + 13) % 101);
+  const auto expected = cpu.feed(tokens), found = cuda.feed(tokens);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    CAPTURE(i);
+    REQUIRE(std::fabs(found[i] - expected[i]) <= 1e-3f);
+  }
+}
+
 // Few bits: the fewer, the seldomer an input lies close to the middle between two codes (limit_of).
 TEST_CASE("dense weights whose inputs a scheme quantizes, per token and per tensor") {
   for (const size_t i : {0u, 5u, 6u}) {  // OPT's, Mixtral's, LLaMA's
@@ -266,6 +281,7 @@ TEST_CASE("what the device cannot do it refuses") {
   const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a8t", .config = experts});
   CHECK_THROWS_WITH_AS(Decoder(file, make_cuda_backend(), {.context = 100, .max_rows = 65}),
                        doctest::Contains("per-tensor"), Error);
+  CHECK(Decoder(file, make_cuda_backend(), {.context = 100}).max_rows() == 64);
   const auto mixed =
       make_tiny_oq(dir / "mixed.oq", {.scheme = "w4a16", .up_bits = 3, .config = experts});
   CHECK_THROWS_WITH_AS(Decoder(mixed, make_cuda_backend(), {.context = 100}),

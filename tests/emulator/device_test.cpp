@@ -233,6 +233,24 @@ TEST_CASE("a device of compute capability 7.5 has less shared memory, and comput
   }
 }
 
+TEST_CASE("a step has as many rows as there is room for, where nobody says how many") {
+  const TempDir dir;
+  ModelConfig config = tiny_config();
+  config.context = 4096;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32", .config = config});
+  Device device;
+  const auto rows = [&](Decoder::Options options) {
+    return Decoder(file, make_cuda_backend({.captures = false}), options).max_rows();
+  };
+  CHECK(rows({.context = 4096}) == 2048);
+  CHECK(rows({.context = 700}) == 700);
+  CHECK(rows({.context = 4096, .max_rows = 40}) == 40);
+  device->memory = (size_t(128) << 20) + (size_t(7) << 20);
+  const int64_t fewer = rows({.context = 4096});
+  CHECK(fewer < 2048);
+  CHECK(fewer >= 256);
+}
+
 namespace {
 
 /// A decoder's peak against its plan, in a step that takes all there is: every row, all logits.

@@ -26,7 +26,7 @@ Decoder Model::decoder(int64_t context, int64_t step, int64_t sequences) const {
                      .sequences = sequences,
                      .exact = options_.exact,
                      .kv_bits = options_.kv_bits};
-  if (scheme_.per_tensor) o.max_rows = std::max(o.max_rows, step);
+  if (scheme_.per_tensor) o.max_rows = std::max<int64_t>(256, step);
   return tool::make_decoder(file_, options_.backend, o);
 }
 

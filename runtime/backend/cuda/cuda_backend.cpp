@@ -54,6 +54,7 @@ class CudaBackend final : public Backend {
     return free_before_ > free ? free_before_ - free : 0;
   }
 
+  int64_t step_rows(const Plan& plan) const override;
   void configure(const Plan& plan) override;
 
   std::unique_ptr<Weight> prepare(std::shared_ptr<const File> file,
@@ -201,11 +202,28 @@ class CudaBackend final : public Backend {
   Ranking ranking_;
 };
 
+/// A batch is a range per tensor, and experts take their rows in slices.
+bool ranges_cross_slices(const Plan& plan) {
+  const Scheme& s = plan.scheme;
+  return s.activation_bits < 16 && s.per_tensor && plan.config.experts > 0;
+}
+
+/// A step reads all weights, and where they become f16 for cuBLAS writes them and reads them again:
+/// the more rows share that the better, as long as there is room for them.
+int64_t CudaBackend::step_rows(const Plan& plan) const {
+  if (ranges_cross_slices(plan)) return cuda::kExpertRows;
+  Plan tried = plan;
+  for (const int64_t rows : {2048, 1024, 512}) {
+    tried.max_rows = std::min(rows, plan.context * plan.sequences);
+    if (DevicePlan::of(tried).fits(cuda::device_memory())) return rows;
+  }
+  return Backend::step_rows(plan);
+}
+
 void CudaBackend::configure(const Plan& plan) {
   plan_ = plan;
   const Scheme& scheme = plan.scheme;
-  if (scheme.activation_bits < 16 && scheme.per_tensor && plan.config.experts > 0 &&
-      plan.max_rows > cuda::kExpertRows) {
+  if (ranges_cross_slices(plan) && plan.max_rows > cuda::kExpertRows) {
     throw cuda::DeviceError(
         {.what = "per-tensor activation quantization of experts in larger batches "
                  "is not in the CUDA backend",

@@ -67,8 +67,12 @@ std::string DevicePlan::str() const {
                      gb(total()), gb(weights), gb(kv), gb(buffers + staging));
 }
 
+bool DevicePlan::fits(const cuda::DeviceMemory& memory) const {
+  return total() + kReserve <= memory.free;
+}
+
 void DevicePlan::check_fits(const cuda::DeviceMemory& memory) const {
-  if (total() + kReserve <= memory.free) return;
+  if (fits(memory)) return;
   throw cuda::DeviceError({.what = "the model does not fit the device's memory",
                            .where = "CUDA",
                            .expected = str(),
