@@ -1,82 +1,21 @@
 /// Where a block's learning starts, and which of its ways `Recipe` turns on: each seen in what one
 /// or two steps move.
 
-#include "tools/calibrate/learn/block_learner.h"
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include <doctest/doctest.h>
 
-#include "tests/support.h"
-#include "tests/tiny_oq.h"
+#include "tests/calibrate/first_block.h"
 #include "tests/variants.h"
 
 using namespace oq;
 using namespace oq::calibrate;
-using test::TempDir;
+using test::FirstBlock;
+using test::folded;
 
 namespace {
-
-constexpr int64_t kTokens = 24;
-
-/// The first block of a tiny model with one window of text.
-struct FirstBlock {
-  explicit FirstBlock(const ModelConfig& config) {
-    test::TinyOq tiny;
-    tiny.config = config;
-    file = test::make_tiny_oq(dir / "m.oq", tiny);
-    runner = std::make_unique<BlockRunner>(file, kTokens, 2);
-    hidden = std::make_unique<HiddenStates>(1, kTokens, config.hidden, 1 << 30, dir.path());
-    targets = std::make_unique<HiddenStates>(1, kTokens, config.hidden, 1 << 30, dir.path());
-    std::vector<std::vector<int32_t>> windows(1);
-    for (int32_t i = 0; i < kTokens; ++i) windows[0].push_back((i * i * 7 + 3 * i + 5) % 101);
-    runner->embed(windows, hidden->data());
-    runner->embed(windows, targets->data());
-    weights = BlockWeights::load(*file, config, 0);
-    runner->forward(weights, {}, targets->data(), kTokens);
-    options.method = "omniquant";
-    options.output = dir / "out.oq";
-    options.tuning = Tuning::mse;
-  }
-
-  /// What was learned after `epochs`, a step each.
-  BlockParameters learned(const char* scheme, int64_t epochs, const Recipe& recipe = {}) {
-    options.scheme = Scheme::parse(scheme);
-    options.learning.epochs = epochs;
-    BlockGraph graph(*file, runner->config(), kTokens, runner->pool());
-    BlockJob job(*runner, *hidden, options, observer, 0, weights, {.targets = targets.get()});
-    BlockLearner(job, graph, recipe).run();
-    return job.parameters();
-  }
-
-  const TempDir dir;
-  std::shared_ptr<const File> file;
-  std::unique_ptr<BlockRunner> runner;
-  std::unique_ptr<HiddenStates> hidden, targets;
-  BlockWeights weights;
-  Options options;
-  const Observer observer;
-};
-
-/// The block as the transformations of `start` leave it, its inputs with it.
-BlockWeights folded(FirstBlock& block, const BlockParameters& start) {
-  Transformation t(block.runner->config(), block.weights,
-                   {.shifts = block.options.scheme.quantizes_activations()});
-  for (Pair& pair : t.pairs()) {
-    const auto take = [&](const char* what, std::vector<float>& to) {
-      const auto found = start.find(pair.name + what);
-      if (found != start.end())
-        to.assign(found->second.values().begin(), found->second.values().end());
-    };
-    take(".scale", pair.scale);
-    take(".shift", pair.shift);
-  }
-  BlockWeights w = block.weights;
-  t.fold(block.runner->pool(), block.weights, w);
-  return w;
-}
 
 /// Sums of x^2 of every linear's inputs, and a hundredth of their mean.
 std::map<std::string, std::vector<float>> squares_of_inputs(FirstBlock& block,
@@ -92,7 +31,7 @@ std::map<std::string, std::vector<float>> squares_of_inputs(FirstBlock& block,
     }
   };
   std::vector<float> x(block.hidden->window(0).begin(), block.hidden->window(0).end());
-  block.runner->forward(w, {}, x.data(), kTokens, see);
+  block.runner->forward(w, {}, x.data(), FirstBlock::kTokens, see);
   return squares;
 }
 

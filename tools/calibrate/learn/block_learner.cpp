@@ -10,7 +10,6 @@
 #include <fmt/format.h>
 
 #include "tools/calibrate/learn/loss.h"
-#include "tools/calibrate/learn/vector_math.h"
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/hessian.h"
 
@@ -81,25 +80,6 @@ Recipe Recipe::of(const Options& options) {
           .bounds = own_way ? WeightQuantizer::Bounds::apart : WeightQuantizer::Bounds::together,
           .own_targets = aims_at_own_targets(options),
           .down = own_way};
-}
-
-void BlockLearner::Learned::compensate(ThreadPool& pool, const Matrix& w) {
-  pool.parallel_for(w.rows(), 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* from = w.row(r).data();
-      float* to = compensated.row(r).data();
-      for (int64_t k = 0; k < w.cols(); ++k) to[k] = from[k] + a[size_t(r)] * b[size_t(k)];
-    }
-  });
-}
-
-void BlockLearner::Learned::compensation_backward(const Matrix& gradient) {
-  std::fill(d_b.begin(), d_b.end(), 0.0f);
-  for (int64_t r = 0; r < gradient.rows(); ++r) {
-    const float* g = gradient.row(r).data();
-    d_a[size_t(r)] = lane_sum(gradient.cols(), [&](int64_t k) { return g[k] * b[size_t(k)]; });
-    for (size_t k = 0; k < d_b.size(); ++k) d_b[k] += g[k] * a[size_t(r)];
-  }
 }
 
 BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recipe)
@@ -267,11 +247,7 @@ void BlockLearner::set_up(bool search) {
       learned.gradient = Clipping(l.out(), groups, 0);
     }
     if (recipe_.compensation && name.ends_with("down")) {
-      learned.a.resize(size_t(l.out()));
-      learned.b.assign(size_t(l.in()), 1.0f);
-      learned.d_a.resize(learned.a.size());
-      learned.d_b.resize(learned.b.size());
-      learned.compensated = l.weight;
+      learned.compensation = Compensation(l.out(), l.in());
     }
     learned_.emplace(name, std::move(learned));
   }
@@ -288,8 +264,9 @@ std::vector<BlockLearner::Slot> BlockLearner::slots() {
          l.gradient.upper.values(), o.clip_rate});
     add({name + ".lower", l.clipping.lower.rows(), l.clipping.lower.values(),
          l.gradient.lower.values(), o.clip_rate});
-    add({name + ".rows", 1, l.a, l.d_a, kCompensationRate});
-    add({name + ".columns", 1, l.b, l.d_b, kCompensationRate});
+    Compensation& c = l.compensation;
+    add({name + ".rows", 1, c.a, c.d_a, kCompensationRate});
+    add({name + ".columns", 1, c.b, c.d_b, kCompensationRate});
   }
   if (!transforms()) return slots;
   for (size_t i = 0; i < transformation_->pairs().size(); ++i) {
@@ -353,7 +330,8 @@ void BlockLearner::make_targets() {
 
 /// What becomes codes.
 const Matrix& BlockLearner::source(const std::string& name, const Learned& learned) const {
-  return learned.a.empty() ? base().linears.at(name).weight : learned.compensated;
+  return learned.compensation.empty() ? base().linears.at(name).weight
+                                      : learned.compensation.compensated;
 }
 
 /// executed_ from what was learned so far.
@@ -366,7 +344,7 @@ void BlockLearner::make_weights() {
     const LinearWeights& from = base().linears.at(name);
     LinearWeights& to = executed_.linears.at(name);
     to.bias = from.bias;
-    if (!learned.a.empty()) learned.compensate(job_.pool(), from.weight);
+    if (!learned.compensation.empty()) learned.compensation.forward(job_.pool(), from.weight);
     const Matrix& w = source(name, learned);
     with_place(job_.full_name(name), [&, &learned = learned] {
       learned.quantizer.forward(job_.pool(), w, learned.clipping, to.weight);
@@ -383,10 +361,10 @@ double BlockLearner::learn_from(int64_t first, int64_t end, double rates) {
   if (!std::isfinite(loss)) return loss;
   for (auto& [name, learned] : learned_) {
     Matrix& gradient = gradients_.linears.at(name).weight;
-    const bool compensated = !learned.a.empty();
+    const bool compensated = !learned.compensation.empty();
     learned.quantizer.backward(job_.pool(), source(name, learned), learned.clipping, gradient,
                                learned.gradient, transforms() || compensated);
-    if (compensated) learned.compensation_backward(gradient);
+    if (compensated) learned.compensation.backward(gradient);
   }
   if (transforms()) transformation_->backward(job_.pool(), folded_, gradients_);
   optimizer_.step(rates);
@@ -424,7 +402,8 @@ void BlockLearner::store() {
   if (recipe_.f16_folds && transforms()) {
     round_to_f16(folded_);
     for (auto& [name, learned] : learned_) {
-      if (!learned.a.empty()) learned.compensate(job_.pool(), folded_.linears.at(name).weight);
+      Compensation& compensation = learned.compensation;
+      if (!compensation.empty()) compensation.forward(job_.pool(), folded_.linears.at(name).weight);
       learned.quantizer.forward(job_.pool(), source(name, learned), learned.clipping,
                                 executed_.linears.at(name).weight);
     }

@@ -9,6 +9,7 @@
 #include "tools/calibrate/block_job.h"
 #include "tools/calibrate/learn/adamw.h"
 #include "tools/calibrate/learn/block_graph.h"
+#include "tools/calibrate/learn/compensation.h"
 #include "tools/calibrate/learn/transformation.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
 
@@ -58,12 +59,7 @@ class BlockLearner {
   struct Learned {
     WeightQuantizer quantizer;
     Clipping clipping = {}, gradient = {};
-    // A rank-1 compensation, a [out] and b [in], or empty.
-    std::vector<float> a = {}, b = {}, d_a = {}, d_b = {};
-    Matrix compensated = {};  ///< base() + a b^T
-
-    void compensate(ThreadPool& pool, const Matrix& w);
-    void compensation_backward(const Matrix& gradient);
+    Compensation compensation = {};  ///< of base()
   };
 
   /// One learned tensor, by its name in parameters.h.

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/support.h"
+#include "tests/tiny_oq.h"
+#include "tools/calibrate/learn/block_learner.h"
+
+namespace oq::test {
+
+/// The first block of a tiny model with one window of text, for methods that learn.
+struct FirstBlock {
+  static constexpr int64_t kTokens = 24;
+
+  /// What a learner leaves behind.
+  struct Outcome {
+    calibrate::BlockParameters parameters;
+    calibrate::BlockWeights weights;  ///< as they are executed
+    std::map<std::string, calibrate::BlockJob::Done> done;
+  };
+
+  explicit FirstBlock(const ModelConfig& config) {
+    TinyOq tiny;
+    tiny.config = config;
+    file = make_tiny_oq(dir / "m.oq", tiny);
+    runner = std::make_unique<calibrate::BlockRunner>(file, kTokens, 2);
+    const auto states = [&] {
+      return std::make_unique<calibrate::HiddenStates>(1, kTokens, config.hidden, 1 << 30,
+                                                       dir.path());
+    };
+    hidden = states();
+    targets = states();
+    std::vector<std::vector<int32_t>> windows(1);
+    for (int32_t i = 0; i < kTokens; ++i) windows[0].push_back((i * i * 7 + 3 * i + 5) % 101);
+    runner->embed(windows, hidden->data());
+    runner->embed(windows, targets->data());
+    weights = calibrate::BlockWeights::load(*file, config, 0);
+    runner->forward(weights, {}, targets->data(), kTokens);
+    options.method = "omniquant";
+    options.output = dir / "out.oq";
+    options.tuning = calibrate::Tuning::mse;
+  }
+
+  calibrate::BlockJob job(const calibrate::BlockParameters* given = nullptr) {
+    return {*runner,
+            *hidden,
+            options,
+            observer,
+            0,
+            weights,
+            {.targets = targets.get(), .parameters = given}};
+  }
+
+  /// After `epochs`, a step each; or with `given` parameters, as they are.
+  Outcome learn(const char* scheme, int64_t epochs, const calibrate::Recipe& recipe = {},
+                const calibrate::BlockParameters* given = nullptr) {
+    options.scheme = Scheme::parse(scheme);
+    options.learning.epochs = epochs;
+    calibrate::BlockGraph graph(*file, runner->config(), kTokens, runner->pool());
+    calibrate::BlockJob j = job(given);
+    calibrate::BlockLearner(j, graph, recipe).run();
+    return {j.parameters(), std::move(j.weights()), j.done()};
+  }
+
+  calibrate::BlockParameters learned(const char* scheme, int64_t epochs,
+                                     const calibrate::Recipe& recipe = {}) {
+    return learn(scheme, epochs, recipe).parameters;
+  }
+
+  const TempDir dir;
+  std::shared_ptr<const File> file;
+  std::unique_ptr<calibrate::BlockRunner> runner;
+  std::unique_ptr<calibrate::HiddenStates> hidden, targets;
+  calibrate::BlockWeights weights;
+  calibrate::Options options;
+  const calibrate::Observer observer;
+};
+
+/// The block as the transformations of `start` leave it, its inputs with it.
+inline calibrate::BlockWeights folded(FirstBlock& block, const calibrate::BlockParameters& start) {
+  calibrate::Transformation t(block.runner->config(), block.weights,
+                              {.shifts = block.options.scheme.quantizes_activations()});
+  for (calibrate::Pair& pair : t.pairs()) {
+    const auto take = [&](const char* what, std::vector<float>& to) {
+      const auto found = start.find(pair.name + what);
+      if (found != start.end())
+        to.assign(found->second.values().begin(), found->second.values().end());
+    };
+    take(".scale", pair.scale);
+    take(".shift", pair.shift);
+  }
+  calibrate::BlockWeights w = block.weights;
+  t.fold(block.runner->pool(), block.weights, w);
+  return w;
+}
+
+}  // namespace oq::test
