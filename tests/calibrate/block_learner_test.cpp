@@ -153,3 +153,120 @@ TEST_CASE("what attention maps add to the loss reaches queries and keys, and no 
     CHECK(same == (name.rfind("q.", 0) != 0 && name.rfind("k.", 0) != 0));
   }
 }
+
+namespace {
+
+/// Of a linear's input channels: the largest |x|, and the middle of their range.
+struct ChannelRange {
+  std::vector<float> largest, middle;
+};
+std::map<std::string, ChannelRange> ranges_of_inputs(FirstBlock& block) {
+  std::map<std::string, ChannelRange> ranges;
+  const auto see = [&](const std::vector<std::string>& group, const float* x, int64_t rows,
+                       int64_t cols) {
+    for (const std::string& name : group) {
+      for (int64_t k = 0; k < cols; ++k) {
+        float low = x[k], high = x[k];
+        for (int64_t t = 1; t < rows; ++t) {
+          low = std::min(low, x[t * cols + k]);
+          high = std::max(high, x[t * cols + k]);
+        }
+        ranges[name].largest.push_back(std::max(high, -low));
+        ranges[name].middle.push_back((low + high) / 2);
+      }
+    }
+  };
+  std::vector<float> x(block.hidden->window(0).begin(), block.hidden->window(0).end());
+  block.runner->forward(block.weights, {}, x.data(), FirstBlock::kTokens, see);
+  return ranges;
+}
+
+float largest_of_column(const Matrix& w, int64_t k) {
+  float m = 0;
+  for (int64_t r = 0; r < w.rows(); ++r) m = std::max(m, std::fabs(w(r, k)));
+  return m;
+}
+
+void check_near(std::span<const float> got, const std::vector<float>& want) {
+  REQUIRE(got.size() == want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    CAPTURE(i);
+    CHECK(got[i] == doctest::Approx(want[i]).epsilon(1e-5).scale(1e-3));
+  }
+}
+
+/// Where v -> o starts: one channel for all query heads that share a KV head's. The largest of
+/// their sqrt(max |x| / max |w|), or the first's, and the mean of their middles.
+void check_start_of_o(FirstBlock& block, const BlockParameters& start, bool first_alone) {
+  const ModelConfig& c = block.runner->config();
+  const Matrix& w = block.weights.linears.at("o").weight;
+  const ChannelRange x = ranges_of_inputs(block).at("o");
+  const int64_t shared = c.heads / c.kv_heads;
+  std::vector<float> scale, shift;
+  int64_t others = 0;  // than the first query head's
+  for (int64_t channel = 0; channel < c.kv_width(); ++channel) {
+    float most = 0, first = 0, sum = 0;
+    for (int64_t i = 0; i < shared; ++i) {
+      const int64_t head = channel / c.head_dim * shared + i;
+      const int64_t k = head * c.head_dim + channel % c.head_dim;
+      const float s = std::sqrt(x.largest[size_t(k)] / largest_of_column(w, k));
+      if (i == 0) first = s;
+      most = std::max(most, s);
+      sum += x.middle[size_t(k)];
+    }
+    others += most != first;
+    scale.push_back(first_alone ? first : most);
+    shift.push_back(sum / float(shared));
+  }
+  CHECK((others > 0) == (shared > 1));
+  check_near(start.at("o.scale").values(), scale);
+  CHECK(start.count("o.shift") == (c.qkv_bias && c.o_bias ? 1 : 0));
+  if (start.count("o.shift") == 1) check_near(start.at("o.shift").values(), shift);
+}
+
+}  // namespace
+
+TEST_CASE("a scale that query heads share starts at their largest; as in the paper, at the first") {
+  ModelConfig mha = test::tiny_config(), mqa = mha, biased = mha;
+  mha.kv_heads = mha.heads;
+  mqa.kv_heads = 1;
+  biased.qkv_bias = biased.o_bias = true;
+  biased.norm = NormKind::layer;
+  for (const ModelConfig& config : {test::tiny_config(), mha, mqa, biased}) {
+    FirstBlock block(config);
+    block.options.learning.transform = true;
+    for (const bool faithful : {false, true}) {
+      CAPTURE(faithful);
+      block.options.learning.faithful = faithful;
+      check_start_of_o(block, block.learned("w4a4", 0), faithful);
+    }
+  }
+}
+
+TEST_CASE("a scale before several linears starts from all of them; as in the paper, from one") {
+  FirstBlock block(test::tiny_config());
+  block.options.learning.transform = true;
+  const auto& linears = block.weights.linears;
+  const auto ranges = ranges_of_inputs(block);
+  const auto expected = [&](const std::vector<std::string>& names) {
+    const std::vector<float>& x = ranges.at(names[0]).largest;
+    std::vector<float> scale;
+    for (int64_t k = 0; k < int64_t(x.size()); ++k) {
+      float w = 0;
+      for (const std::string& name : names) {
+        w = std::max(w, largest_of_column(linears.at(name).weight, k));
+      }
+      scale.push_back(std::sqrt(x[size_t(k)] / w));
+    }
+    return scale;
+  };
+  const BlockParameters own = block.learned("w4a4", 0);
+  check_near(own.at("qkv.scale").values(), expected({"q", "k", "v"}));
+  check_near(own.at("mlp.scale").values(), expected({"gate", "up"}));
+  check_near(own.at("down.scale").values(), expected({"down"}));
+  for (float s : own.at("qk.scale").values()) CHECK(s == 1);
+  block.options.learning.faithful = true;
+  const BlockParameters paper = block.learned("w4a4", 0);
+  check_near(paper.at("qkv.scale").values(), expected({"q"}));
+  check_near(paper.at("mlp.scale").values(), expected({"up"}));
+}
