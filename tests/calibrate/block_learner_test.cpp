@@ -9,6 +9,7 @@
 
 #include "tests/calibrate/first_block.h"
 #include "tests/variants.h"
+#include "tools/calibrate/work_folder.h"
 
 using namespace oq;
 using namespace oq::calibrate;
@@ -269,4 +270,48 @@ TEST_CASE("a scale before several linears starts from all of them; as in the pap
   const BlockParameters paper = block.learned("w4a4", 0);
   check_near(paper.at("qkv.scale").values(), expected({"q"}));
   check_near(paper.at("mlp.scale").values(), expected({"up"}));
+}
+
+TEST_CASE("what learning executes is what the written block has") {
+  struct Case {
+    const char* scheme;
+    bool transform, compensation, f16_folds;
+  };
+  for (const ModelConfig& config : test::variant_configs()) {
+    for (const Case& c : {Case{"w2*a8", true, true, false}, Case{"w2a16g64", false, false, false},
+                          Case{"w3a8", true, false, true}, Case{"w4a4q4kv4", true, false, false},
+                          Case{"w8a16", false, false, false}, Case{"w3sa8t", true, true, false}}) {
+      const std::string scheme = c.scheme;
+      CAPTURE(scheme);
+      FirstBlock block(config);
+      block.options.scheme = Scheme::parse(c.scheme);
+      block.options.learning.epochs = 2;
+      block.options.learning.transform = c.transform;
+      BlockGraph graph(*block.file, config, FirstBlock::kTokens, block.runner->pool());
+      BlockJob job = block.job();
+      const Recipe recipe{.compensation = c.compensation, .f16_folds = c.f16_folds};
+      BlockLearner(job, graph, recipe).run();
+      WorkFolder folder(block.options.output, "key", false);
+      folder.write(0, job, *block.file);
+      const BlockWeights& executed = job.weights();
+      const BlockWeights w = load_finished(*folder.block(0), config, block.options.scheme, 0);
+      CHECK(executed.attn_norm.weight == w.attn_norm.weight);
+      CHECK(executed.attn_norm.bias == w.attn_norm.bias);
+      CHECK(executed.mlp_norm.weight == w.mlp_norm.weight);
+      CHECK(executed.mlp_norm.bias == w.mlp_norm.bias);
+      CHECK(executed.router == w.router);
+      REQUIRE(executed.linears.size() == w.linears.size());
+      for (const auto& entry : w.linears) {
+        const std::string& name = entry.first;
+        CAPTURE(name);
+        const LinearWeights &read = entry.second, &run = executed.linears.at(name);
+        const auto a = read.weight.values(), b = run.weight.values();
+        CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
+        CHECK(read.bias == run.bias);
+        CHECK(read.input_bits == run.input_bits);
+        const auto original = block.weights.linears.at(name).weight.values();
+        CHECK_FALSE(std::equal(a.begin(), a.end(), original.begin()));
+      }
+    }
+  }
 }

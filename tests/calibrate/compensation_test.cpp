@@ -143,7 +143,8 @@ TEST_CASE("a compensation is in the codes that are stored") {
     for (const bool transform : {false, true}) {
       for (const char* scheme : {"w2*a16", "w4a8g32"}) {
         CAPTURE(transform);
-        CAPTURE(scheme);
+        const std::string text = scheme;
+        CAPTURE(text);
         FirstBlock block(config);
         block.options.learning.transform = transform;
         const auto outcome = block.learn(scheme, 3, recipe);

@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include "format/error.h"
+#include "format/scheme.h"
 #include "kernels/kv_grid.h"
 #include "kernels/reference/ops.h"
 #include "tools/calibrate/learn/activation_quantizer.h"
@@ -169,28 +170,38 @@ TEST_CASE("with bounds apart, a clipped weight moves its own end alone, and othe
 
 TEST_CASE("learned codes stand for the learned weights bit for bit") {
   ThreadPool pool(2);
-  for (const bool symmetric : {false, true}) {
-    for (const float mean : {0.0f, 9.0f}) {  // at 9, zero points lie outside the codes
-      Packing p{.bits = 3, .group = 32};
-      if (symmetric) {
-        p.zero_mode = ZeroMode::constant;
-        p.zero = 3;
+  for (const char* scheme : {"w2*a16", "w2a16", "w3a16", "w4a16", "w8a16", "w2*a16g32", "w2a16g32",
+                             "w3a16g32", "w4a16g32", "w8a16g32"}) {
+    for (const bool symmetric : {false, true}) {
+      for (const float mean : {0.0f, 9.0f}) {  // at 9, zero points lie outside the codes
+        const std::string text = scheme;
+        CAPTURE(text);
+        CAPTURE(symmetric);
+        CAPTURE(mean);
+        Packing p = packing_of(Scheme::parse(text));
+        if (symmetric) {
+          p.zero_mode = ZeroMode::constant;
+          p.zero = int16_t(p.max_code() / 2);
+        }
+        const Matrix w = random_matrix(11, 80, 8, mean);
+        WeightQuantizer quantizer(11, 80, p);
+        const Clipping clipping(11, quantizer.groups(), 1.5f);
+        Matrix out(11, 80);
+        quantizer.forward(pool, w, clipping, out);
+        const QuantizedLinear q = quantizer.finish(w);
+        if (!symmetric && p.bits < 8) {
+          CHECK(q.packing.zero_mode == (mean > 0 ? ZeroMode::i16 : ZeroMode::code_width));
+        }
+        CHECK(q.packing.five_levels == p.five_levels);
+        const int top = *std::max_element(q.codes.begin(), q.codes.end());
+        CHECK(top >= p.max_code() - (symmetric ? 1 : 0));  // all levels that there are
+        const Matrix back = q.dequantize();
+        CHECK(std::equal(out.values().begin(), out.values().end(), back.values().begin()));
+        const PackedBuilder builder = q.pack();
+        const PackedView view(builder.layout(), builder.bytes().data());
+        const std::vector<float> packed = reference::dequantize(view);
+        CHECK(std::equal(packed.begin(), packed.end(), out.values().begin()));
       }
-      const Matrix w = random_matrix(11, 80, 8, mean);
-      WeightQuantizer quantizer(11, 80, p);
-      const Clipping clipping(11, quantizer.groups(), 1.5f);
-      Matrix out(11, 80);
-      quantizer.forward(pool, w, clipping, out);
-      const QuantizedLinear q = quantizer.finish(w);
-      if (!symmetric) {
-        CHECK(q.packing.zero_mode == (mean > 0 ? ZeroMode::i16 : ZeroMode::code_width));
-      }
-      const Matrix back = q.dequantize();
-      CHECK(std::equal(out.values().begin(), out.values().end(), back.values().begin()));
-      const PackedBuilder builder = q.pack();
-      const PackedView view(builder.layout(), builder.bytes().data());
-      const std::vector<float> packed = reference::dequantize(view);
-      CHECK(std::equal(packed.begin(), packed.end(), out.values().begin()));
     }
   }
 }
