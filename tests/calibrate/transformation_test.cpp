@@ -73,13 +73,26 @@ double worst(std::span<const float> a, std::span<const float> b) {
 
 double size_of(std::span<const float> a) { return worst(a, std::vector<float>(a.size())); }
 
-/// How far `folded` is from `w`, as a part of its own size.
+/// Whether a fold changed any linear's weights at all: by more than 0.01 somewhere.
 bool differs(const BlockWeights& w, const BlockWeights& folded) {
   for (const auto& entry : w.linears) {
     const LinearWeights& other = folded.linears.at(entry.first);
     if (worst(entry.second.weight.values(), other.weight.values()) > 0.01) return true;
   }
   return false;
+}
+
+/// The variants, and what transformations alone have to tell apart: RoPE behind biases of q, k and
+/// v (Qwen2); as many KV heads as heads under RoPE (LLaMA-2-7B); linears with biases on both sides
+/// of one norm, which take a shift (Falcon-RW's biases in Falcon-7B's block).
+std::vector<ModelConfig> configs() {
+  std::vector<ModelConfig> all = test::variant_configs();
+  ModelConfig qwen = test::tiny_config(), llama = qwen, falcon = all[2];
+  qwen.qkv_bias = true;
+  llama.kv_heads = llama.heads;
+  falcon.qkv_bias = falcon.o_bias = falcon.mlp_bias = true;
+  all.insert(all.end(), {qwen, llama, falcon});
+  return all;
 }
 
 std::vector<std::string> names(const Transformation& t) {
@@ -92,7 +105,7 @@ std::vector<std::string> names(const Transformation& t) {
 
 TEST_CASE("every pair leaves what a block computes as it is, alone and with all others") {
   int shifted = 0;
-  for (const ModelConfig& config : test::variant_configs()) {
+  for (const ModelConfig& config : configs()) {
     Problem p(config);
     const std::vector<float> truth = p.forward(p.weights);
     Transformation all(config, p.weights, {.shifts = true});
@@ -111,15 +124,16 @@ TEST_CASE("every pair leaves what a block computes as it is, alone and with all 
       CHECK(worst(p.forward(folded), truth) < 1e-5 * size_of(truth));
     }
   }
-  CHECK(shifted == 4);  // OPT's qkv, mlp and o, and the o of OPT-350m
+  // OPT's qkv, mlp and o, the o of OPT-350m, and qkv and o of Falcon with biases.
+  CHECK(shifted == 6);
 }
 
 TEST_CASE("which pairs there are follows from the config") {
   using Names = std::vector<std::string>;
-  const auto configs = test::variant_configs();
+  const auto all = configs();
   const auto pairs = [&](size_t i, Transformation::Kinds kinds) {
-    Problem p(configs[i]);
-    return names(Transformation(configs[i], p.weights, kinds));
+    Problem p(all[i]);
+    return names(Transformation(all[i], p.weights, kinds));
   };
   CHECK(pairs(0, {}) == Names{"qkv", "mlp", "o", "qk", "down"});  // OPT: ReLU
   CHECK(pairs(1, {}) == Names{"o", "qk", "down"});                // norms after the sums
@@ -128,10 +142,13 @@ TEST_CASE("which pairs there are follows from the config") {
   CHECK(pairs(5, {}).size() == 4 + 5);  // Mixtral: each expert's down
   CHECK(pairs(6, {}) == Names{"qkv", "mlp", "o", "qk", "down"});
   CHECK(pairs(6, {.down = false}) == Names{"qkv", "mlp", "o", "qk"});
+  CHECK(pairs(7, {}) == Names{"qkv", "mlp", "o", "qk", "down"});
+  CHECK(pairs(8, {}) == Names{"qkv", "mlp", "o", "qk", "down"});
+  CHECK(pairs(9, {.shifts = true}) == Names{"qkv", "o", "qk"});
 }
 
 TEST_CASE("q and k scaled by dimension under RoPE change what a block computes") {
-  const ModelConfig config = test::variant_configs()[6];
+  const ModelConfig config = test::tiny_config();
   Problem p(config);
   Transformation t(config, p.weights, {.free_rope = true});
   for (Pair& pair : t.pairs()) {
@@ -144,7 +161,7 @@ TEST_CASE("q and k scaled by dimension under RoPE change what a block computes")
 }
 
 TEST_CASE("gradients of scales and shifts are what finite differences say") {
-  for (const ModelConfig& config : test::variant_configs()) {
+  for (const ModelConfig& config : configs()) {
     Problem p(config);
     Transformation t(config, p.weights, {.shifts = true});
     for (Pair& pair : t.pairs()) p.randomize(pair);
