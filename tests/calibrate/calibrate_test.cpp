@@ -72,8 +72,9 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
   test::TinyOq tiny;
   tiny.config.blocks = 4;
   test::make_tiny_oq(dir / "in.oq", tiny);
-  for (const auto& [method, scheme] : {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8"),
-                                       std::pair("omniquant", "w3a8"), std::pair("auto", "w3a8")}) {
+  for (const auto& [method, scheme] :
+       {std::pair("gptq", "w3a16g64"), std::pair("awrq", "w4a8"), std::pair("omniquant", "w3a8"),
+        std::pair("abq", "w2*a8"), std::pair("auto", "w3a8")}) {
     auto o = small_run(dir / "in.oq", dir / "whole.oq", method, scheme);
     calibrate::calibrate(o);
     fs::remove(dir / "resumed.oq");

@@ -101,6 +101,34 @@ TEST_CASE("learning that is killed in the middle of a block is resumed to the sa
   CHECK(read_file(dir / "killed.oq.safetensors") == read_file(dir / "whole.oq.safetensors"));
 }
 
+TEST_CASE("a killed search for the best of all methods is resumed to the same bytes") {
+  const TempDir dir;
+  TinyOq tiny;
+  tiny.config.blocks = 3;
+  make_tiny_oq(dir / "in.oq", tiny);
+  const auto search = [&](const fs::path& out) {
+    auto args = arguments(dir / "in.oq", out);
+    args[5] = "auto";
+    for (const char* more : {"--epochs", "2"}) args.emplace_back(more);
+    return args;
+  };
+  const ProcessResult whole = run(search(dir / "whole.oq"));
+  REQUIRE_MESSAGE(whole.code == 0, whole.err);
+
+  auto args = search(dir / "killed.oq");
+  const pid_t child = start(args, dir.path());
+  REQUIRE(wait_for_file(dir / "killed.oq.work/block-0000.oq", child));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // of the next block's search
+  kill(child, SIGKILL);
+  REQUIRE(wait_for(child) == -SIGKILL);
+  CHECK_FALSE(fs::exists(dir / "killed.oq"));
+  CHECK_FALSE(fs::exists(dir / "killed.oq.work/block-0002.oq"));
+  args.emplace_back("--resume");
+  const ProcessResult resumed = run(args);
+  REQUIRE_MESSAGE(resumed.code == 0, resumed.err);
+  CHECK(read_file(dir / "killed.oq") == read_file(dir / "whole.oq"));
+}
+
 TEST_CASE("a weight or an input that is not finite is named") {
   const TempDir dir;
   const auto run_of = [&](const fs::path& in, const std::string& method) {
