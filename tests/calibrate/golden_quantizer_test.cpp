@@ -52,8 +52,11 @@ struct Case {
   }
 };
 
-/// Gradients are sums in which much cancels, in an order of the reference's own.
-constexpr double kLargest = 1;
+/// Gradients of bounds and of extreme weights are sums in which much cancels, here in another order
+/// than the reference's, both in fp32: what is left of a unit in the last place of the largest
+/// terms does not get smaller where the sum does. So below some part of the largest gradient a
+/// difference counts by that part. With 0.02, 0.01 and 0.004 instead 1e-5 does not hold.
+constexpr double kWeightFloor = 0.03, kBoundFloor = 0.02, kActivationFloor = 0.006;
 
 /// The largest difference, each as a part of its own size, or of `floor` times the largest where
 /// that is more.
@@ -77,17 +80,21 @@ void check_weights(const Case& c) {
     const auto v = c[name].values();
     return Matrix(w.rows(), quantizer.groups(), {v.begin(), v.end()});
   };
-  clipping.upper = by_group("upbound_factor");
-  clipping.lower = by_group("lowbound_factor");
+  const bool clips = c.options.at("lwc") == "True";
+  if (clips) {
+    clipping.upper = by_group("upbound_factor");
+    clipping.lower = by_group("lowbound_factor");
+  }
   Matrix out(w.rows(), w.cols()), gradient = c["grad_output"];
   quantizer.forward(pool, w, clipping, out);
   quantizer.backward(pool, w, clipping, gradient, d, true);
   CHECK(difference(out, c["output"]) < 1e-5);
   CHECK(difference(quantizer.scales(), c["scale"]) < 1e-5);
   CHECK(difference(quantizer.zeros(), c["zero"]) < 1e-5);
-  CHECK(difference(gradient, c["grad_input"], kLargest) < 1e-5);
-  CHECK(difference(d.upper, c["grad_upbound"], kLargest) < 1e-5);
-  CHECK(difference(d.lower, c["grad_lowbound"], kLargest) < 1e-5);
+  CHECK(difference(gradient, c["grad_input"], kWeightFloor) < 1e-5);
+  if (!clips) return;
+  CHECK(difference(d.upper, c["grad_upbound"], kBoundFloor) < 1e-5);
+  CHECK(difference(d.lower, c["grad_lowbound"], kBoundFloor) < 1e-5);
 }
 
 void check_activations(const Case& c) {
@@ -98,7 +105,7 @@ void check_activations(const Case& c) {
   quantizer.forward(pool, x.data(), x.rows(), x.cols(), x.cols(), out.data());
   quantizer.backward(pool, x.data(), x.rows(), x.cols(), x.cols(), gradient.data());
   CHECK(difference(out, c["output"]) < 1e-5);
-  CHECK(difference(gradient, c["grad_input"], kLargest) < 1e-5);
+  CHECK(difference(gradient, c["grad_input"], kActivationFloor) < 1e-5);
   Matrix scales(x.rows(), 1), zeros(x.rows(), 1);
   for (int64_t r = 0; r < x.rows(); ++r) {
     const auto row = x.row(r);
@@ -117,20 +124,26 @@ TEST_SUITE("data") {
   TEST_CASE("quantizers equal the references', with all gradients") {
     const auto folder = test::data("golden/quantizer");
     if (!folder) return;
-    int files = 0;
+    int weights = 0, activations = 0;
     for (const auto& entry : std::filesystem::directory_iterator(*folder)) {
       if (entry.path().extension() != ".safetensors") continue;
       const std::string name = entry.path().filename();
       CAPTURE(name);
       const Case c(entry.path());
-      ++files;
-      if (c.options.at("lwc") == "True") {
+      // METHOD_wBITS... and METHOD_aBITS...: weights, or activations.
+      const size_t kind = name.find('_') + 1;
+      CHECK(name.substr(kind + 1).rfind(c.options.at("bits"), 0) == 0);
+      if (name[kind] == 'w') {
+        ++weights;
         check_weights(c);
       } else {
+        REQUIRE(name[kind] == 'a');
+        ++activations;
         check_activations(c);
       }
     }
-    CHECK(files > 0);
+    CHECK(weights > 0);
+    CHECK(activations > 0);
   }
 }
 
