@@ -83,7 +83,7 @@ bool beats_single_methods(const TempDir& dir, const std::string& scheme, int64_t
     if (single == "awrq" && scheme == "w3a16g64") continue;
     CAPTURE(single);
     const double alone = error_of(method);
-    CHECK(together <= alone * 1.00001);  // folded norms and biases are stored as f16
+    CHECK(together <= alone);  // the same bytes where it is that method, so without a margin
     least = std::min(least, alone);
   }
   return together < 0.98 * least;
