@@ -13,6 +13,7 @@
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/hidden_states.h"
 #include "tools/calibrate/learn/loss.h"
+#include "tools/calibrate/methods/block_search.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/preflight.h"
 #include "tools/calibrate/solver/gptq.h"

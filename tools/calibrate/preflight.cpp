@@ -8,6 +8,7 @@
 #include "format/memory.h"
 #include "tools/calibrate/block.h"
 #include "tools/calibrate/hidden_states.h"
+#include "tools/calibrate/methods/block_search.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/solver/linalg.h"
 

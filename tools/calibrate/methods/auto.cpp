@@ -23,10 +23,9 @@
 #include <fmt/format.h>
 
 #include "tools/calibrate/learn/block_learner.h"
-#include "tools/calibrate/learn/loss.h"
+#include "tools/calibrate/methods/block_search.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/methods/moments.h"
-#include "tools/calibrate/solver/allocation.h"
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/gptq.h"
 #include "tools/calibrate/solver/owq.h"
@@ -54,172 +53,12 @@ std::vector<int64_t> weak_counts(const Options& o, int64_t cols) {
   return {0};
 }
 
-/// A way to quantize one linear.
-struct Candidate {
-  std::string how;
-  QuantizedLinear linear;
-  LinearReport report;
-
-  uint64_t bytes() const {
-    return PackedLayout::of(uint64_t(linear.rows), uint64_t(linear.cols), linear.packing).bytes;
-  }
-};
-
-/// A block in full precision, and what its linears can become.
-struct Variant {
-  BlockWeights weights;
-  std::map<std::string, std::vector<Candidate>> candidates = {};
-  bool learned = false;  ///< the first candidate of each linear has learned grids
-};
-
 /// What is known of the inputs of a group of linears, as they are or as the scheme quantizes them.
 struct Inputs {
   const Moments& moments;
   bool quantized = false;
   /// Without weak columns neither the linear nor its width changes the order of columns.
   std::optional<InverseFactor> factor = {};
-};
-
-/// One of its candidates for every linear.
-using Choice = std::map<std::string, size_t>;
-
-/// Finds the choice with the least error of the block's output, a token's by its size.
-class BlockSearch {
- public:
-  BlockSearch(BlockJob& job, Variant& variant, uint64_t budget)
-      : job_(job), variant_(variant), budget_(budget), executed_(variant.weights) {
-    for (auto& [name, l] : executed_.linears) l.input_bits = bits();
-  }
-
-  /// The best of all choices that treat every linear alike.
-  void start() {
-    std::vector<std::string> ways;
-    for (const auto& [name, candidates] : variant_.candidates) {
-      for (const Candidate& c : candidates) {
-        if (std::find(ways.begin(), ways.end(), c.how) == ways.end()) ways.push_back(c.how);
-      }
-    }
-    for (const std::string& how : ways) {
-      Choice choice;
-      for (const auto& [name, candidates] : variant_.candidates) {
-        const auto same = std::find_if(candidates.begin(), candidates.end(),
-                                       [&](const Candidate& c) { return c.how == how; });
-        choice[name] = same == candidates.end() ? 0 : size_t(same - candidates.begin());
-      }
-      consider(choice);
-    }
-  }
-
-  /// Instead: where another search of this variant has ended, with that error.
-  void start(const Choice& best, double least) {
-    best_ = best;
-    least_ = least;
-  }
-
-  /// What the budget buys, by the error of each candidate alone in the sample.
-  void buy() {
-    // An expert that no token of the sample chose would seem to cost nothing at any width.
-    stride_ = job_.config().experts > 0 ? 1 : search_stride(job_.windows(), job_.tokens());
-    std::vector<std::vector<Price>> items;
-    for (const auto& [name, candidates] : variant_.candidates) set(name, nullptr);
-    for (const auto& [name, candidates] : variant_.candidates) {
-      std::vector<Price>& item = items.emplace_back();
-      for (const Candidate& c : candidates) {
-        set(name, &c);
-        item.push_back({c.bytes(), measure()});
-      }
-      set(name, nullptr);
-    }
-    stride_ = 1;
-    const std::vector<size_t> bought =
-        with_place(fmt::format("{}, --target-bits", job_.full_name("*")),
-                   [&] { return allocate(items, budget_); });
-    Choice choice;
-    for (const auto& entry : variant_.candidates) choice[entry.first] = bought[choice.size()];
-    consider(choice);
-  }
-
-  /// Linear by linear, whatever candidate leaves less error than the one before in the sample;
-  /// nothing of it where all windows are not better for it.
-  void improve() {
-    if (best_.empty()) return;
-    const Choice before = best_;
-    const double least = least_;
-    stride_ = search_stride(job_.windows(), job_.tokens());
-    if (stride_ > 1) least_ = error(best_);
-    size_t done = 0;
-    for (const auto& [name, candidates] : variant_.candidates) {
-      job_.progress(double(done++) / double(variant_.candidates.size()), "comparing " + name);
-      const Choice now = best_;
-      for (size_t i = 0; i < candidates.size(); ++i) {
-        if (i == now.at(name)) continue;
-        Choice other = now;
-        other[name] = i;
-        consider(other);
-      }
-    }
-    if (std::exchange(stride_, 1) == 1) return;
-    least_ = best_ == before ? least : error(best_);
-    if (!(least_ <= least)) start(before, least);
-  }
-
-  const Choice& best() const { return best_; }
-  double least() const { return least_; }
-
- private:
-  int bits() const { return job_.options().scheme.activation_bits; }
-
-  uint64_t bytes(const Choice& choice) const {
-    uint64_t sum = 0;
-    for (const auto& [name, index] : choice) sum += variant_.candidates.at(name)[index].bytes();
-    return sum;
-  }
-
-  double error(const Choice& choice) {
-    for (const auto& [name, index] : choice) set(name, &variant_.candidates.at(name)[index]);
-    return measure();
-  }
-
-  void consider(const Choice& choice) {
-    if (bytes(choice) > budget_) return;
-    const double e = error(choice);
-    if (!(e < least_)) return;
-    least_ = e;
-    best_ = choice;
-  }
-
-  /// nullptr: in full precision.
-  void set(const std::string& name, const Candidate* c) {
-    const Candidate*& now = set_[name];
-    if (now == c && c != nullptr) return;
-    now = c;
-    LinearWeights& l = executed_.linears.at(name);
-    l.weight = c != nullptr ? c->linear.dequantize() : variant_.weights.linears.at(name).weight;
-    l.weak = c != nullptr ? c->linear.weak : std::vector<uint32_t>();
-  }
-
-  double measure() {
-    double sum = 0;
-    const int64_t cols = job_.config().hidden;
-    const double weight = 1.0 / double((job_.windows() + stride_ - 1) / stride_);
-    for (int64_t w = 0; w < job_.windows(); w += stride_) {
-      x_.assign(job_.input(w).begin(), job_.input(w).end());
-      unused_.assign(x_.size(), 0);
-      job_.runner().forward(executed_, job_.options().scheme, x_.data(), job_.tokens());
-      sum += relative_error(x_, job_.target(w), cols, weight, unused_);
-    }
-    return std::isfinite(sum) ? sum : std::numeric_limits<double>::infinity();
-  }
-
-  BlockJob& job_;
-  Variant& variant_;
-  uint64_t budget_;
-  int64_t stride_ = 1;  ///< every so many windows are looked at
-  BlockWeights executed_;
-  std::map<std::string, const Candidate*> set_;
-  Choice best_;
-  double least_ = std::numeric_limits<double>::infinity();
-  std::vector<float> x_, unused_;
 };
 
 class Auto final : public Method {
@@ -468,12 +307,6 @@ AutoCandidates auto_candidates(const Options& o) {
   AutoCandidates n{.plain = 1 + compensated, .learned = 2 + 2 * compensated};
   if (o.target_bits > 0) n.mixed = int64_t(widths(o).size() - 1) * n.plain;
   return n;
-}
-
-int64_t search_stride(int64_t windows, int64_t tokens) {
-  constexpr int64_t kTokens = 2048, kWindows = 4;  // what a sample has, or more
-  const int64_t wanted = std::max(kWindows, (kTokens + tokens - 1) / tokens);
-  return std::max<int64_t>(1, windows / wanted);
 }
 
 std::unique_ptr<Method> make_auto(const Options& o) { return std::make_unique<Auto>(o); }

@@ -45,8 +45,6 @@ struct AutoCandidates {
   int64_t plain = 0, learned = 0, mixed = 0;
 };
 AutoCandidates auto_candidates(const Options& options);
-/// `auto` compares single linears on one window in so many, which makes 2000 tokens or more.
-int64_t search_stride(int64_t windows, int64_t tokens);
 
 std::unique_ptr<Method> make_rounding(const Options& options);
 std::unique_ptr<Method> make_hessian_method(const Options& options);
