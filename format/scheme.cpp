@@ -3,9 +3,16 @@
 #include <charconv>
 
 #include "format/error.h"
+#include "format/file.h"
+#include "format/metadata.h"
 
 namespace oq {
 namespace {
+
+constexpr const char* kName = "scheme";
+constexpr const char* kRange = "attention.range";  ///< of q, k and v
+constexpr const char* kOfHead = "head";
+constexpr const char* kOfToken = "token";
 
 /// Takes literals and numbers off the front of a scheme's text.
 class Cursor {
@@ -88,6 +95,33 @@ std::string Scheme::str() const {
   if (query_bits != 16) s += "q" + std::to_string(query_bits);
   if (kv_bits != 16) s += "kv" + std::to_string(kv_bits);
   return s;
+}
+
+Scheme Scheme::load(const Metadata& m) {
+  Scheme s = parse(m.get_or<std::string>(kName, "w16a16"));
+  const auto range = m.get_or<std::string>(kRange, kOfHead);
+  if (range != kOfHead && range != kOfToken) {
+    throw Error({.what = "a range of queries, keys and values is of something unknown",
+                 .where = std::string("'") + kRange + "'",
+                 .expected = std::string(kOfHead) + " or " + kOfToken,
+                 .found = "'" + range + "'",
+                 .hint = "a newer OQ may know it; or calibrate the model again"});
+  }
+  s.heads_share_range = range == kOfToken;
+  return s;
+}
+
+Scheme Scheme::load(const File& file) {
+  return with_place(file.path().string(), [&] { return load(file.metadata()); });
+}
+
+void Scheme::store(Metadata& m) const {
+  m.set(kName, str());
+  if (heads_share_range) {
+    m.set(kRange, std::string(kOfToken));
+  } else {
+    m.erase(kRange);
+  }
 }
 
 Packing packing_of(const Scheme& scheme) {

@@ -10,9 +10,10 @@
 
 namespace oq {
 
-/// Dynamic asymmetric quantization of one KV head's keys or values of one token, as a cache stores
-/// them: x = scale code + low, codes 0..2^bits - 1, scale and low in f16, which is an eighth of a
-/// byte per value at a head_dim of 32. What the rounding of low leaves outside is clamped.
+/// Dynamic asymmetric quantization of one KV head's keys or values of one token, or of all heads'
+/// together (Scheme::heads_share_range), as a cache stores them: x = scale code + low, codes
+/// 0..2^bits - 1, scale and low in f16, which is an eighth of a byte per value at a head_dim of 32.
+/// What the rounding of low leaves outside is clamped.
 struct KvGrid {
   f16 scale, low;
   int bits = 8;

@@ -16,11 +16,8 @@ constexpr int64_t kDefaultContext = 8192;
 Decoder::Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> backend,
                  Options options)
     : file_(std::move(file)), backend_(std::move(backend)) {
-  const Metadata& m = file_->metadata();
   plan_.config = ModelConfig::load(*file_);
-  plan_.scheme = with_place(file_->path().string(), [&] {
-    return Scheme::parse(m.get_or<std::string>("scheme", "w16a16"));
-  });
+  plan_.scheme = Scheme::load(*file_);
   plan_.context =
       options.context > 0 ? options.context : std::min(plan_.config.context, kDefaultContext);
   plan_.sequences = options.sequences;

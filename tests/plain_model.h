@@ -24,7 +24,7 @@ class PlainModel {
   explicit PlainModel(std::shared_ptr<const File> file)
       : file_(std::move(file)),
         c_(ModelConfig::load(file_->metadata())),
-        scheme_(Scheme::parse(file_->metadata().get<std::string>("scheme"))) {}
+        scheme_(Scheme::load(file_->metadata())) {}
 
   /// The logits after every token.
   Rows run(const std::vector<int32_t>& tokens) const {
@@ -118,6 +118,15 @@ class PlainModel {
     return std::span(v).subspan(size_t(h * c_.head_dim), size_t(c_.head_dim));
   }
 
+  static void quantize(std::span<float> x, int bits, bool cached) {
+    if (bits == 16) return;
+    if (cached) {
+      reference::fake_quantize_kv(x, bits);
+    } else {
+      reference::fake_quantize(x, bits);
+    }
+  }
+
   /// Positions and rounding of q, k or v.
   void finish_heads(Rows& rows, bool rotated, int bits, bool cached) const {
     for (size_t t = 0; t < rows.size(); ++t) {
@@ -126,13 +135,9 @@ class PlainModel {
           reference::rope(head(rows[t], h), values("rope.inv_freq"), int64_t(t),
                           c_.rope_attention_factor);
         }
-        if (bits == 16) continue;
-        if (cached) {
-          reference::fake_quantize_kv(head(rows[t], h), bits);
-        } else {
-          reference::fake_quantize(head(rows[t], h), bits);
-        }
+        if (!scheme_.heads_share_range) quantize(head(rows[t], h), bits, cached);
       }
+      if (scheme_.heads_share_range) quantize(rows[t], bits, cached);
     }
   }
 

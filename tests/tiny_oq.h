@@ -41,6 +41,7 @@ struct TinyOq {
   int up_bits = 0;             ///< of "up" and "k" alone, where a file mixes widths; 16: f16
   bool equal_experts = false;  ///< all as the first, which equals the MLP of a model without
   ModelConfig config = tiny_config();
+  bool heads_share_range = false;  ///< as in Scheme
 };
 
 class TinyOqWriter {
@@ -49,11 +50,13 @@ class TinyOqWriter {
       : tiny_(tiny),
         scheme_(Scheme::parse(tiny.scheme)),
         rng_(tiny.seed),
-        writer_(path, tensor_specs(tiny.config).size()) {}
+        writer_(path, tensor_specs(tiny.config).size()) {
+    scheme_.heads_share_range = tiny.heads_share_range;
+  }
 
   void write() {
     tiny_.config.store(writer_.metadata);
-    writer_.metadata.set("scheme", tiny_.scheme);
+    scheme_.store(writer_.metadata);
     for (const TensorSpec& spec : tensor_specs(tiny_.config)) {
       rng_.seed(seed_of(spec.name));
       if (spec.role == Role::f32 && spec.rows == 1) {

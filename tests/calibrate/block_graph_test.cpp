@@ -105,6 +105,42 @@ void for_tensors(BlockWeights& w, BlockWeights& g, const F& f) {
   }
 }
 
+double worst(std::span<const float> a, std::span<const float> b) {
+  double w = 0;
+  for (size_t i = 0; i < a.size(); ++i) w = std::max(w, std::fabs(double(a[i]) - double(b[i])));
+  return w;
+}
+
+/// Holds the graph to BlockRunner.
+void check_runner(Problem& p) {
+  BlockRunner runner(p.file, kTokens, 2);
+  std::vector<float> truth = p.x;
+  runner.forward(p.weights, p.scheme, truth.data(), kTokens);
+  const std::vector<float> y = p.forward(p.weights, p.x);
+  double sum = 0;
+  for (size_t i = 0; i < y.size(); ++i) sum += std::fabs(double(y[i]) - double(truth[i]));
+  // A rounding that falls the other way moves an activation by a code; that is rare.
+  const bool rounds = p.scheme != Scheme();
+  CHECK(worst(y, truth) < (rounds ? 0.2 : 1e-5) * largest(truth));
+  CHECK(sum / double(y.size()) < (rounds ? 1e-3 : 1e-6) * largest(truth));
+}
+
+/// q, k and v are 0 from row `rows` on and above 0 before it; what o reads of the rest counts for
+/// nothing.
+void keep_first_head(BlockWeights& w, int64_t rows) {
+  for (const char* name : {"q", "k", "v"}) {
+    LinearWeights& l = w.linears.at(name);
+    for (int64_t r = 0; r < l.out(); ++r) {
+      for (float& v : l.weight.row(r)) v *= r < rows ? 0.1f : 0.0f;
+      l.bias[size_t(r)] = r < rows ? l.bias[size_t(r)] + 3 : 0.0f;
+    }
+  }
+  Matrix& o = w.linears.at("o").weight;
+  for (int64_t r = 0; r < o.rows(); ++r) {
+    for (float& v : o.row(r).subspan(size_t(rows))) v = 0;
+  }
+}
+
 }  // namespace
 
 TEST_CASE("the graph computes what BlockRunner does, for every variant and quantization") {
@@ -112,21 +148,51 @@ TEST_CASE("the graph computes what BlockRunner does, for every variant and quant
     for (const char* scheme : {"w16a16", "w16a6", "w4a8", "w3a8t", "w3a16q8kv8", "w3a16q3kv3"}) {
       CAPTURE(scheme);
       Problem p(config, scheme);
-      BlockRunner runner(p.file, kTokens, 2);
-      std::vector<float> truth = p.x;
-      runner.forward(p.weights, p.scheme, truth.data(), kTokens);
-      const std::vector<float> y = p.forward(p.weights, p.x);
-      double worst = 0, sum = 0;
-      for (size_t i = 0; i < y.size(); ++i) {
-        const double d = std::fabs(double(y[i]) - double(truth[i]));
-        worst = std::max(worst, d);
-        sum += d;
-      }
-      // A rounding that falls the other way moves an activation by a code; that is rare.
-      const bool rounds = std::string(scheme) != "w16a16";
-      CHECK(worst < (rounds ? 0.2 : 1e-5) * largest(truth));
-      CHECK(sum / double(y.size()) < (rounds ? 1e-3 : 1e-6) * largest(truth));
+      check_runner(p);
     }
+    for (const char* scheme : {"w3a16q8kv8", "w3a16q4kv4"}) {
+      CAPTURE(scheme);
+      Problem p(config, scheme);
+      p.scheme.heads_share_range = true;
+      check_runner(p);
+    }
+  }
+}
+
+TEST_CASE("one range over all heads passes gradients as it does over one wide head") {
+  // Only the first head holds anything, all of it above 0, so that the range of all heads is not
+  // its own: the zeros of the others are in it. In one wide head the zeros are of the same head.
+  ModelConfig narrow = test::variant_configs()[0];  // OPT's
+  narrow.heads = narrow.kv_heads = 4;
+  ModelConfig wide = narrow;
+  wide.heads = wide.kv_heads = 1;
+  wide.head_dim = 4 * narrow.head_dim;
+  for (const char* scheme : {"w16a16q4kv4", "w16a16q8kv8", "w16a16q3", "w16a16kv3"}) {
+    CAPTURE(scheme);
+    Problem a(narrow, scheme), b(wide, scheme);
+    a.scheme.heads_share_range = true;
+    keep_first_head(a.weights, narrow.head_dim);
+    keep_first_head(b.weights, narrow.head_dim);
+    LinearWeights& q = b.weights.linears.at("q");  // whose scores are divided by twice as much
+    for (float& v : q.weight.values()) v *= 2;
+    for (float& v : q.bias) v *= 2;
+    const std::vector<float> y = a.forward(a.weights, a.x), truth = b.forward(b.weights, b.x);
+    CHECK(worst(y, truth) < 1e-5 * largest(truth));
+    BlockWeights g = BlockGraph::of_shape(a.weights), g_truth = g;
+    std::vector<float> dx(a.x.size()), dx_truth = dx;
+    a.graph.backward(a.weights, a.weigh.data(), g, dx.data());
+    b.graph.backward(b.weights, b.weigh.data(), g_truth, dx_truth.data());
+    for (float& v : g_truth.linears.at("q").weight.values()) v *= 2;
+    for (float& v : g_truth.linears.at("q").bias) v *= 2;
+    const double whole = largest(g_truth.linears.at("up").weight.values());
+    CHECK(worst(dx, dx_truth) < 2e-6 * whole);
+    for_tensors(g, g_truth, [&](const std::string& name, std::span<float> x, std::span<float> z) {
+      CAPTURE(name);
+      CHECK(worst(x, z) < 2e-6 * whole);  // what q and k get is small: sums that all but cancel
+    });
+    // What is held to here would show ranges that each head has for itself.
+    a.scheme.heads_share_range = false;
+    CHECK(worst(a.forward(a.weights, a.x), truth) > 1e-3 * largest(truth));
   }
 }
 

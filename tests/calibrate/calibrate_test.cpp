@@ -12,7 +12,10 @@
 #include "tests/calibrate/small_run.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
+#include "tools/calibrate/block.h"
+#include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/report.h"
+#include "tools/calibrate/work_folder.h"
 
 using namespace oq;
 using test::refusal;
@@ -177,6 +180,61 @@ TEST_CASE("as the references do it is another result, which runs as well") {
     const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
     for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
   });
+}
+
+TEST_CASE(
+    "OPT's q, k and v have one range over all heads where a run is faithful, and only there") {
+  const TempDir dir;
+  test::TinyOq opt, llama;
+  opt.config = test::variant_configs()[0];
+  opt.heads_share_range = true;  // what the input says of itself is not handed on
+  const auto range = [&](const test::TinyOq& tiny, const char* method, const char* scheme,
+                         bool faithful) {
+    test::make_tiny_oq(dir / "in.oq", tiny);
+    auto o = small_run(dir / "in.oq", dir / "out.oq", method, scheme);
+    o.learning.epochs = 1;
+    o.learning.faithful = faithful;
+    calibrate::calibrate(o);
+    return File::open(dir / "out.oq")->metadata().get_or<std::string>("attention.range", "none");
+  };
+  CHECK(range(opt, "omniquant", "w4a4q4kv4", true) == "token");
+  CHECK(range(opt, "omniquant", "w4a16kv8", true) == "token");
+  CHECK(range(opt, "abq", "w4a16q8", true) == "token");
+  CHECK(range(opt, "omniquant", "w4a4q4kv4", false) == "none");
+  CHECK(range(opt, "omniquant", "w4a4", true) == "none");  // nothing of theirs is quantized
+  CHECK(range(llama, "omniquant", "w4a4q4kv4", true) == "none");
+}
+
+TEST_CASE("a faithful run of OPT learns with the ranges that its file is decoded with") {
+  const TempDir dir;
+  test::TinyOq opt;
+  opt.config = test::variant_configs()[0];
+  const auto in = test::make_tiny_oq(dir / "in.oq", opt);
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "omniquant", "w4a16q3kv3");
+  o.learning.faithful = true;
+  o.learning.epochs = 1;
+  o.learning.clip_rate = o.learning.transform_rate = 0;  // the loss is that of what is stored
+  const double loss = calibrate::calibrate(o).losses.at(0).at(0);
+  const auto out = File::open(dir / "out.oq");
+  const auto windows = calibrate::calibration_text(in, o, {}).windows;
+  calibrate::BlockRunner runner(in, o.window, 2);
+  const auto error = [&](const Scheme& scheme) {
+    std::vector<float> x(size_t(o.windows * o.window * opt.config.hidden));
+    runner.embed(windows, x.data());
+    std::vector<float> truth = x;
+    for (int64_t w = 0; w < o.windows; ++w) {
+      const auto first = size_t(w * o.window * opt.config.hidden);
+      runner.forward(calibrate::load_finished(*out, opt.config, scheme, 0), scheme, &x[first],
+                     o.window);
+      runner.forward(calibrate::BlockWeights::load(*in, opt.config, 0), {}, &truth[first],
+                     o.window);
+    }
+    double sum = 0;
+    for (size_t i = 0; i < x.size(); ++i) sum += std::pow(double(x[i]) - double(truth[i]), 2);
+    return sum / double(x.size());
+  };
+  CHECK(loss == doctest::Approx(error(Scheme::load(*out))).epsilon(0.01));
+  CHECK(loss != doctest::Approx(error(o.scheme)).epsilon(0.1));
 }
 
 TEST_CASE("a loss that is not finite says where, and what to lower") {

@@ -284,6 +284,24 @@ TEST_CASE("OmniQuant's parameters make what its formulas say") {
   }
 }
 
+TEST_CASE("OmniQuant's parameters of OPT are applied with one range over all heads") {
+  const TempDir dir;
+  for (const char* name : {"opt", "llama-bias"}) {
+    const std::string model = name;
+    CAPTURE(model);
+    test::to_oq(test::golden("families") / name, dir / "in.oq");
+    const auto range = [&](const char* scheme) {
+      auto o = test::small_run(dir / "in.oq", dir / "out.oq", "omniquant", scheme);
+      o.text = "";
+      o.parameters = test::golden("omniquant") / name / "omni_parameters.pth";
+      calibrate::calibrate(o);
+      return File::open(o.output)->metadata().get_or<std::string>("attention.range", "none");
+    };
+    CHECK(range("w4a6q6kv6") == (model == "opt" ? "token" : "none"));
+    CHECK(range("w4a6") == "none");
+  }
+}
+
 namespace {
 
 /// A dict of one block; its tensors are fp32 vectors of a storage of their own.

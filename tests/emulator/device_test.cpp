@@ -97,6 +97,19 @@ TEST_CASE("auto takes the device where it can, the CPU where it cannot; cuda say
     device->memory = device->used + 1000;
     check_falls_back(file, "does not fit the device's memory (expected");
   }
+  SUBCASE("one range over all heads of a token") {
+    for (const char* scheme : {"w4a16q8", "w4a16kv8"}) {
+      check_falls_back(
+          make_tiny_oq(dir / "token.oq", {.scheme = scheme, .heads_share_range = true}),
+          "attention.range: one range over all heads");
+    }
+    // It says nothing where neither queries nor the cache are quantized.
+    const auto file =
+        make_tiny_oq(dir / "f16.oq", {.scheme = "w4a16kv8", .heads_share_range = true});
+    Decoder::Options options = kOptions;
+    options.kv_bits = 16;
+    CHECK(starts_with(runs(file, "cuda", options), "cuda, "));
+  }
   SUBCASE("a scheme that it has no kernels for") {
     ModelConfig config = tiny_config();
     config.experts = 3;

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include "format/error.h"
+#include "format/metadata.h"
 
 using namespace oq;
 
@@ -30,5 +31,36 @@ TEST_CASE("what is no scheme is refused") {
                            "w04a16",   "w4a16kv4q4", "W4A16",   "w4a8tt"}) {
     CAPTURE(text);
     CHECK_THROWS_AS(Scheme::parse(text), Error);
+  }
+}
+
+TEST_CASE("metadata keeps a scheme, and over which heads a range goes") {
+  Metadata m;
+  CHECK(Scheme::load(m) == Scheme());
+  Scheme s = Scheme::parse("w4a4q4kv4");
+  s.store(m);
+  CHECK(m.get<std::string>("scheme") == "w4a4q4kv4");
+  CHECK_FALSE(m.contains("attention.range"));
+  CHECK_FALSE(Scheme::load(m).heads_share_range);
+  CHECK(s.range_width(6, 20) == 20);
+  s.heads_share_range = true;
+  s.store(m);
+  CHECK(m.get<std::string>("attention.range") == "token");
+  CHECK(Scheme::load(m) == s);
+  CHECK(s.range_width(6, 20) == 120);
+  m.set("attention.range", std::string("head"));
+  CHECK_FALSE(Scheme::load(m).heads_share_range);
+  s.heads_share_range = false;  // what an earlier file said does not stay
+  s.store(m);
+  CHECK_FALSE(m.contains("attention.range"));
+}
+
+TEST_CASE("a range of something else is refused by its key") {
+  for (const Metadata::Value& bad :
+       {Metadata::Value(std::string("tensor")), Metadata::Value(std::string()),
+        Metadata::Value(true), Metadata::Value(int64_t(1))}) {
+    Metadata m;
+    m.set("attention.range", bad);
+    CHECK_THROWS_WITH_AS(Scheme::load(m), doctest::Contains("attention.range"), Error);
   }
 }

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/kv_grid.h"
 #include "kernels/reference/ops.h"
 #include "tests/kernels/compare.h"
 
@@ -96,7 +97,41 @@ std::vector<float> reference_of(const Filled& filled, const Rows& rows,
   return y;
 }
 
+/// The cache's grids and codes of every position and head against KvGrid of `range` neighbours.
+void check_codes(const Filled& filled, int64_t range) {
+  const int64_t dim = filled.plan.config.head_dim;
+  const CpuKvCache cache = filled.cache();
+  for (int64_t p = 0; p < filled.plan.context; ++p) {
+    for (int64_t h = 0; h < filled.plan.config.kv_heads; ++h) {
+      const cpu::KvCodes codes = cache.codes(0, 1, h);
+      const int64_t first = h * dim / range * range;
+      const float *k = filled.at(filled.k, 1, p), *v = filled.at(filled.v, 1, p);
+      const KvGrid keys = KvGrid::of({k + first, size_t(range)}, cache.bits());
+      const KvGrid values = KvGrid::of({v + first, size_t(range)}, cache.bits());
+      CHECK(codes.key_scales[p].bits == keys.scale.bits);
+      CHECK(codes.key_lows[p].bits == keys.low.bits);
+      CHECK(codes.value_scales[p].bits == values.scale.bits);
+      CHECK(codes.value_lows[p].bits == values.low.bits);
+      const uint8_t* tile = codes.keys + p / cpu::kKeyTile * dim * cpu::kKeyTile;
+      for (int64_t d = 0; d < dim; ++d) {
+        CHECK(tile[d * cpu::kKeyTile + p % cpu::kKeyTile] == keys.code(k[h * dim + d]));
+        CHECK(codes.values[p * dim + d] == values.code(v[h * dim + d]));
+      }
+    }
+  }
+}
+
 }  // namespace
+
+TEST_CASE("a cache of codes has a grid per head, or the same for all heads of a token") {
+  for (const int bits : {4, 8}) {
+    Filled filled(6, 3, 11, 0);
+    filled.plan.kv_bits = bits;
+    check_codes(filled, 20);
+    filled.plan.scheme.heads_share_range = true;
+    check_codes(filled, 60);
+  }
+}
 
 TEST_CASE("attention of a batch equals the reference, whatever the number of threads") {
   struct Shape {

@@ -111,6 +111,14 @@ TEST_CASE("the decoder computes what the formulas say, for every scheme and vari
       tiny.scheme = scheme;
     }
   }
+  for (const char* scheme : {"w16a16q8kv8", "w4a16q4kv4"}) {  // OPT's, and grouped queries
+    for (const ModelConfig& config : {test::variant_configs()[0], test::tiny_config()}) {
+      TinyOq& tiny = variants.emplace_back();
+      tiny.config = config;
+      tiny.scheme = scheme;
+      tiny.heads_share_range = true;
+    }
+  }
   for (const TinyOq& tiny : variants) {
     CAPTURE(tiny.scheme);
     CAPTURE(&tiny - variants.data());
@@ -125,6 +133,27 @@ TEST_CASE("the decoder computes what the formulas say, for every scheme and vari
     } else {  // an activation whose rounding falls the other way moves logits by a whole code
       CHECK(nmse(logits, truth) < 1e-3);
     }
+  }
+}
+
+TEST_CASE("a range over all heads is another result than one of each, where anything has one") {
+  TempDir dir;
+  TinyOq tiny;
+  const auto tokens = some_tokens(40, tiny.config.vocab);
+  for (const char* scheme : {"w4a16", "w4a16q4", "w4a16kv4", "w4a16q4kv4"}) {
+    CAPTURE(scheme);
+    tiny.scheme = scheme;
+    std::vector<std::vector<float>> logits[2];
+    for (const bool share : {false, true}) {
+      tiny.heads_share_range = share;
+      const auto file = test::make_tiny_oq(dir / "m.oq", tiny);
+      CHECK(Scheme::load(*file).heads_share_range == share);
+      Decoder d = decoder(file, true);
+      logits[share ? 1 : 0] = all_logits(d, tokens, 40);
+      Decoder single = decoder(file, true, 1);
+      CHECK(worst(all_logits(single, tokens, 1), logits[share ? 1 : 0]) == 0.0);
+    }
+    CHECK((nmse(logits[1], logits[0]) > 1e-2) == (std::string(scheme) != "w4a16"));
   }
 }
 
@@ -341,5 +370,11 @@ TEST_CASE("models whose tensors do not fit their config are refused by name") {
   CHECK(edit("model.experts", int64_t(3)).find("experts") != std::string::npos);
   CHECK(edit("model.shared_norm", true).find("parallel") != std::string::npos);
   CHECK(edit("scheme", std::string("w4")).find("scheme") != std::string::npos);
+  for (const Metadata::Value& bad : {Metadata::Value(std::string("row")), Metadata::Value(true)}) {
+    const std::string message = edit("attention.range", bad);
+    CHECK(message.find("m.oq") != std::string::npos);
+    CHECK(message.find("'attention.range'") != std::string::npos);
+  }
+  CHECK(edit("attention.range", std::string("token")) == "opened");
   CHECK(edit("model.family", std::string("other")) == "opened");
 }

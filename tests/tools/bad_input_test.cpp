@@ -188,6 +188,10 @@ TEST_CASE("a config that disagrees with itself or the tensors is refused") {
   check_decoders_refuse(bad, {"bad.oq", "'w5a5x'", "w4a16g128"});
   with("scheme", true);
   check_decoders_refuse(bad, {"bad.oq", "'scheme'", "string", "bool"});
+  with("attention.range", std::string("tensor"));
+  check_decoders_refuse(bad, {"bad.oq", "'attention.range'", "head or token", "'tensor'"});
+  with("attention.range", int64_t(1));
+  check_decoders_refuse(bad, {"bad.oq", "'attention.range'", "string", "integer"});
   with("tokenizer.version", int64_t(99));
   check_decoders_refuse(bad, {"bad.oq", "99", "newer OQ"});
   copy_changed(models().f16, bad, {.metadata = [](Metadata& m) { m.erase("model.head_dim"); }});

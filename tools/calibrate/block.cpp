@@ -179,21 +179,23 @@ void BlockRunner::linear(const LinearWeights& l, const float* x, int64_t tokens,
 void BlockRunner::finish_heads(const Scheme& scheme, int64_t tokens) {
   const ModelConfig& c = config_;
   const int64_t stride = c.q_width() + 2 * c.kv_width();
+  const int64_t q_range = scheme.range_width(c.heads, c.head_dim);
+  const int64_t kv_range = scheme.range_width(c.kv_heads, c.head_dim);
   pool_.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       float* row = qkv_.data() + t * stride;
-      for (int64_t h = 0; h < c.heads + 2 * c.kv_heads; ++h) {
-        const std::span<float> head(row + h * c.head_dim, size_t(c.head_dim));
-        if (h < c.heads + c.kv_heads && !inv_freq_.empty()) {
-          reference::rope(head, inv_freq_, t, c.rope_attention_factor);
-        }
-        if (h < c.heads && scheme.query_bits < 16) {
-          reference::fake_quantize(head, scheme.query_bits);
-        } else if (h >= c.heads && scheme.kv_bits < 16) {
-          reference::fake_quantize_kv(head, scheme.kv_bits);
-        }
+      float* k = row + c.q_width();
+      for (int64_t h = 0; h < c.heads + c.kv_heads && !inv_freq_.empty(); ++h) {
+        reference::rope({row + h * c.head_dim, size_t(c.head_dim)}, inv_freq_, t,
+                        c.rope_attention_factor);
       }
-      cache_.append(0, 0, t, row + c.q_width(), row + c.q_width() + c.kv_width());
+      for (float* x = row; x < k && scheme.query_bits < 16; x += q_range) {
+        reference::fake_quantize({x, size_t(q_range)}, scheme.query_bits);
+      }
+      for (float* x = k; x < row + stride && scheme.kv_bits < 16; x += kv_range) {
+        reference::fake_quantize_kv({x, size_t(kv_range)}, scheme.kv_bits);
+      }
+      cache_.append(0, 0, t, k, k + c.kv_width());
     }
   });
 }

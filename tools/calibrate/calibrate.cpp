@@ -104,6 +104,7 @@ class Calibration {
       : o_(o), observer_(observer), file_(File::open(o.input)), config_(ModelConfig::load(*file_)) {
     check_tensors(*file_, config_);
     if (!o_.parameters.empty()) read_given();
+    o_.scheme.heads_share_range = heads_share_range(o_, config_);
     check(o_, *file_, config_);
     method_ = make_method(o_);
     method_->check(config_);
@@ -273,7 +274,7 @@ class Calibration {
   }
 
   void set_provenance(Metadata& m) const {
-    m.set("scheme", o_.scheme.str());
+    o_.scheme.store(m);
     m.set("head_bits", int64_t(o_.head_bits));
     m.set("calibration.method", o_.method);
     m.set("calibration.options", options_text(provenance_, o_));

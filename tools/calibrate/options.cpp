@@ -25,6 +25,12 @@ bool aims_at_own_targets(const Options& o) {
   return o.learning.aug_loss || (o.method == "abq" && o.learning.faithful);
 }
 
+bool heads_share_range(const Options& o, const ModelConfig& config) {
+  const bool quantizes = o.scheme.query_bits < 16 || o.scheme.kv_bits < 16;
+  return learns(o.method) && o.learning.faithful && quantizes &&
+         config.positions == PositionKind::learned;
+}
+
 std::string applied_options(const Options& o) {
   std::string t = fmt::format("--method {} --scheme {}", o.method, o.scheme.str());
   if (!learns(o.method)) return t;

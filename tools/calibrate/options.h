@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "format/scheme.h"
+#include "runtime/config.h"
 #include "tools/calibrate/solver/grid.h"
 
 namespace oq::calibrate {
@@ -71,6 +72,10 @@ bool observes_inputs(const Options& options);
 /// Whether learning aims at the full-precision block on the quantized block's inputs as well: with
 /// --aug-loss; the code of ABQ's authors always does.
 bool aims_at_own_targets(const Options& options);
+
+/// Whether q, k and v of a token are each quantized in one range over all heads: as the references
+/// do it for models with learned positions (OPT), which they quantize before heads are split.
+bool heads_share_range(const Options& options, const ModelConfig& config);
 
 /// What of the options shapes the file that given learned parameters make, as flags.
 std::string applied_options(const Options& options);

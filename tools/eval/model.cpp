@@ -13,9 +13,7 @@ namespace oq {
 Model::Model(const std::string& path, Options options)
     : path_(path), options_(std::move(options)), file_(open_with_weak(path, options_.weak)) {
   config_ = ModelConfig::load(*file_);
-  scheme_ = with_place(path, [&] {
-    return Scheme::parse(file_->metadata().get_or<std::string>("scheme", "w16a16"));
-  });
+  scheme_ = Scheme::load(*file_);
   tokenizer_ = Tokenizer::load(*file_);
 }
 

@@ -60,7 +60,7 @@ void check_edit(const File& file, const Metadata& metadata) {
   const auto chat = metadata.get_or<std::string>("chat.template", "");
   if (chat != file.metadata().get_or<std::string>("chat.template", "")) ChatTemplate::named(chat);
   if (metadata.contains("model.family")) check_tensors(file, ModelConfig::load(metadata));
-  if (metadata.contains("scheme")) Scheme::parse(metadata.get<std::string>("scheme"));
+  Scheme::load(metadata);
   if (!metadata.contains("model.vocab")) return;
   std::vector<int64_t> ids =
       metadata.get_or<std::vector<int64_t>>("tokenizer.stop_ids", std::vector<int64_t>());

@@ -243,6 +243,8 @@ void CpuBackend::rotate(float* head, int64_t row) const {
 
 void CpuBackend::rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv) {
   const ModelConfig& c = plan_.config;
+  const Scheme& scheme = plan_.scheme;
+  const int64_t range = scheme.range_width(c.heads, c.head_dim);
   if (inv_freq != nullptr && rotations_.empty()) make_rotations(weight_of(*inv_freq));
   const cpu::MutableRows rows = buffer_of(qkv).rows();
   pool_.parallel_for(batch_.rows(), 8, [&](int64_t begin, int64_t end, int) {
@@ -250,12 +252,11 @@ void CpuBackend::rope_append(int64_t layer, const Weight* inv_freq, Buffer& qkv)
       float* q = rows.row(m);
       float* k = q + c.q_width();
       float* v = k + c.kv_width();
-      for (int64_t h = 0; h < c.heads + c.kv_heads; ++h) {  // k's heads follow q's
-        float* head = q + h * c.head_dim;
-        if (inv_freq != nullptr) rotate(head, m);
-        if (h < c.heads && plan_.scheme.query_bits < 16) {
-          reference::fake_quantize({head, size_t(c.head_dim)}, plan_.scheme.query_bits);
-        }
+      for (int64_t h = 0; h < c.heads + c.kv_heads && inv_freq != nullptr; ++h) {
+        rotate(q + h * c.head_dim, m);  // k's heads follow q's
+      }
+      for (float* from = q; from < k && scheme.query_bits < 16; from += range) {
+        reference::fake_quantize({from, size_t(range)}, scheme.query_bits);
       }
       cache_->append(layer, batch_.sequences[size_t(m)], batch_.positions[size_t(m)], k, v);
     }

@@ -8,7 +8,6 @@
 #include "format/bytes.h"
 #include "format/half.h"
 #include "format/memory.h"
-#include "kernels/kv_grid.h"
 
 namespace oq {
 
@@ -17,6 +16,7 @@ CpuKvCache::CpuKvCache(const Plan& plan)
       sequences_(plan.sequences),
       kv_heads_(plan.config.kv_heads),
       head_dim_(plan.config.head_dim),
+      range_(plan.scheme.range_width(kv_heads_, head_dim_)),
       positions_(int64_t(round_up(uint64_t(plan.context), uint64_t(cpu::kKeyTile)))) {
   uint64_t heads = 1, bytes = 0;
   bool fits = true;
@@ -82,9 +82,8 @@ void CpuKvCache::append_floats(int64_t at, int64_t position, const float* k, con
   for (int64_t d = 0; d < head_dim_; ++d) value[d] = stored(v[d]);
 }
 
-void CpuKvCache::append_codes(int64_t at, int64_t position, const float* k, const float* v) {
-  const auto n = size_t(head_dim_);
-  const KvGrid of_keys = KvGrid::of({k, n}, bits_), of_values = KvGrid::of({v, n}, bits_);
+void CpuKvCache::append_codes(int64_t at, int64_t position, const float* k, const float* v,
+                              const KvGrid& of_keys, const KvGrid& of_values) {
   scatter_keys(static_cast<uint8_t*>(keys_.get()) + at * head_dim_, position, k, head_dim_,
                [&](float x) { return of_keys.code(x); });
   uint8_t* value = static_cast<uint8_t*>(values_.get()) + (at + position) * head_dim_;
@@ -98,6 +97,8 @@ void CpuKvCache::append_codes(int64_t at, int64_t position, const float* k, cons
 
 void CpuKvCache::append(int64_t layer, int64_t sequence, int64_t position, const float* k,
                         const float* v) {
+  const auto range = size_t(range_);
+  KvGrid of_keys{}, of_values{};
   for (int64_t h = 0; h < kv_heads_; ++h, k += head_dim_, v += head_dim_) {
     const int64_t at = first_position(layer, sequence, h);
     if (bits_ == 32) {
@@ -105,7 +106,11 @@ void CpuKvCache::append(int64_t layer, int64_t sequence, int64_t position, const
     } else if (bits_ == 16) {
       append_floats<f16>(at, position, k, v);
     } else {
-      append_codes(at, position, k, v);
+      if (h * head_dim_ % range_ == 0) {  // the first head of a range
+        of_keys = KvGrid::of({k, range}, bits_);
+        of_values = KvGrid::of({v, range}, bits_);
+      }
+      append_codes(at, position, k, v, of_keys, of_values);
     }
   }
 }

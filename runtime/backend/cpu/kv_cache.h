@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/kv_grid.h"
 #include "runtime/backend/backend.h"
 
 namespace oq {
@@ -45,7 +46,9 @@ class CpuKvCache {
   int64_t value_bytes() const { return bits_ > 8 ? bits_ / 8 : 1; }
   template <class T>
   void append_floats(int64_t at, int64_t position, const float* k, const float* v);
-  void append_codes(int64_t at, int64_t position, const float* k, const float* v);
+  /// The grids are of k and of v, or of more heads than these.
+  void append_codes(int64_t at, int64_t position, const float* k, const float* v,
+                    const KvGrid& of_keys, const KvGrid& of_values);
 
   struct Free {
     void operator()(void* p) const { std::free(p); }
@@ -55,6 +58,7 @@ class CpuKvCache {
 
   int bits_;
   int64_t sequences_, kv_heads_, head_dim_;
+  int64_t range_;              ///< neighbouring values of a token's k or v that share a grid
   int64_t positions_;          ///< the context, rounded up to whole key tiles
   int64_t all_positions_ = 0;  ///< of all heads, or what that overflows to
   Memory keys_, values_;

@@ -232,6 +232,14 @@ void CudaBackend::configure(const Plan& plan) {
          .found = std::to_string(plan.max_rows),
          .hint = "use --backend cpu"});
   }
+  if (scheme.heads_share_range && (scheme.query_bits < 16 || plan.kv_bits <= 8)) {
+    throw cuda::DeviceError(
+        {.what = "one range over all heads of a token is not in the CUDA backend",
+         .where = "attention.range",
+         .expected = "head",
+         .found = "token",
+         .hint = "use --backend cpu"});
+  }
   linears_.check(plan);
   const DevicePlan memory = DevicePlan::of(plan);
   if (options_.notice) options_.notice(description() + ": " + memory.str());

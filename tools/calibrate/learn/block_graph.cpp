@@ -64,18 +64,17 @@ void BlockGraph::norm_backward(const NormWeights& w, const float* x, const float
 void BlockGraph::quantize_heads() {
   const ModelConfig& c = config_;
   quantized_.resize(c, tokens_);
-  const auto run = [&](const ActivationQuantizer& q, const std::vector<float>& from,
+  const auto run = [&](const ActivationQuantizer& q, const std::vector<float>& from, int64_t range,
                        std::vector<float>& to) {
     if (q.active()) {
-      q.forward(pool_, from.data(), int64_t(from.size()) / c.head_dim, c.head_dim, c.head_dim,
-                to.data());
+      q.forward(pool_, from.data(), int64_t(from.size()) / range, range, range, to.data());
     } else {
       to = from;
     }
   };
-  run(query_, heads_.q, quantized_.q);
-  run(cache_, heads_.k, quantized_.k);
-  run(cache_, heads_.v, quantized_.v);
+  run(query_, heads_.q, q_range_, quantized_.q);
+  run(cache_, heads_.k, kv_range_, quantized_.k);
+  run(cache_, heads_.v, kv_range_, quantized_.v);
 }
 
 void BlockGraph::attend(const BlockWeights& w, const float* x, float* out) {
@@ -106,14 +105,14 @@ void BlockGraph::attend_backward(const BlockWeights& w, const float* d_out, Bloc
   const bool quantizes = query_.active() || cache_.active();
   attention_.backward(pool_, quantizes ? quantized_ : heads_, tokens_, attended_.data(),
                       d_attended_.data(), d_map_, d_heads_);
-  const auto through = [&](const ActivationQuantizer& q, const std::vector<float>& x,
+  const auto through = [&](const ActivationQuantizer& q, const std::vector<float>& x, int64_t range,
                            std::vector<float>& d) {
     if (!q.active()) return;
-    q.backward(pool_, x.data(), int64_t(x.size()) / c.head_dim, c.head_dim, c.head_dim, d.data());
+    q.backward(pool_, x.data(), int64_t(x.size()) / range, range, range, d.data());
   };
-  through(query_, heads_.q, d_heads_.q);
-  through(cache_, heads_.k, d_heads_.k);
-  through(cache_, heads_.v, d_heads_.v);
+  through(query_, heads_.q, q_range_, d_heads_.q);
+  through(cache_, heads_.k, kv_range_, d_heads_.k);
+  through(cache_, heads_.v, kv_range_, d_heads_.v);
   rope_.rotate_back(pool_, d_heads_.q.data(), tokens_, c.heads, c.head_dim, c.q_width());
   rope_.rotate_back(pool_, d_heads_.k.data(), tokens_, c.kv_heads, c.head_dim, c.kv_width());
   linear("q", q_, d_heads_.q.data(), c.q_width(), dx);
@@ -142,6 +141,8 @@ void BlockGraph::forward(const BlockWeights& w, const Scheme& scheme, const floa
   context_.per_tensor = scheme.per_tensor;
   query_ = {.bits = scheme.query_bits};
   cache_ = {.kind = ActivationQuantizer::Kind::cache, .bits = scheme.kv_bits};
+  q_range_ = scheme.range_width(c.heads, c.head_dim);
+  kv_range_ = scheme.range_width(c.kv_heads, c.head_dim);
   for (auto* v : {&attention_out_, &mlp_out_, &between_, &sum_}) v->resize(size);
   attend(w, c.post_norm ? x : norm(w.attn_norm, x, normed_), attention_out_.data());
   if (c.post_norm) {

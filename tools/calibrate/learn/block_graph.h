@@ -56,6 +56,7 @@ class BlockGraph {
   Rope rope_;
   AttentionGraph attention_;
   ActivationQuantizer query_, cache_;
+  int64_t q_range_ = 0, kv_range_ = 0;  ///< neighbouring values of a token that share a range
   LinearGraph q_, k_, v_, o_;
   MlpGraph mlp_;
   ExpertsGraph experts_;

@@ -12,7 +12,7 @@ namespace oq::calibrate {
 WeakTuner::WeakTuner(std::shared_ptr<const File> file, int64_t window, int threads, bool stored)
     : file_(std::move(file)),
       runner_(file_, window, threads),
-      scheme_(Scheme::parse(file_->metadata().get<std::string>("scheme"))),
+      scheme_(Scheme::load(*file_)),
       stored_(stored),
       graph_(*file_, runner_.config(), window, runner_.pool()),
       head_(*file_, runner_.config(), runner_.pool()),

@@ -14,11 +14,12 @@
 /// A token's error counts by the size of its target, not as it is; rates fall to 0; clipping starts
 /// from the grids that lose least of the outputs, and its two bounds learn apart.
 ///
-/// --faithful keeps to their code where it differs and a file can express it: q and k scaled by
-/// dimension under RoPE (which is no equivalence), scales started from one linear of each pair and
-/// the first query head of a group; errors as they are, rates too; bounds from 4.0 that move
-/// together; for OmniQuant no up -> down, and codes chosen from weights folded in f16; for ABQ
-/// both targets (of the loss of attention maps nothing is left in that code).
+/// --faithful keeps to their code where it differs: q and k scaled by dimension under RoPE (which
+/// is no equivalence), scales started from one linear of each pair and the first query head of a
+/// group; q, k and v of OPT quantized in one range over all heads of a token (calibrate.cpp sets
+/// Scheme::heads_share_range); errors as they are, rates too; bounds from 4.0 that move together;
+/// for OmniQuant no up -> down, and codes chosen from weights folded in f16; for ABQ both targets
+/// (of the loss of attention maps nothing is left in that code).
 
 #include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/method.h"
