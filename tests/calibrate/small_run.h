@@ -1,7 +1,10 @@
 #pragma once
 
 #include <filesystem>
+#include <initializer_list>
 #include <string>
+
+#include <doctest/doctest.h>
 
 #include "format/error.h"
 #include "tests/support.h"
@@ -38,6 +41,15 @@ inline std::string refusal(const calibrate::Options& o) {
     return e.what();
   }
   return "calibrated";
+}
+
+/// Every one of `parts` is in `text`.
+inline void check_says(const std::string& text, std::initializer_list<const char*> parts) {
+  for (const std::string part : parts) {
+    CAPTURE(text);
+    CAPTURE(part);
+    CHECK(text.find(part) != std::string::npos);
+  }
 }
 
 }  // namespace oq::test

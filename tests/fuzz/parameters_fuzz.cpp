@@ -46,6 +46,21 @@ ModelConfig opt_config() {
   return c;
 }
 
+/// As many rows to its fused linear as golden/families/falcon-40b.
+ModelConfig falcon_config() {
+  ModelConfig c = opt_config();
+  c.family = "falcon";
+  c.hidden = 60;
+  c.heads = 6;
+  c.kv_heads = 2;
+  c.head_dim = c.rope_dim = 10;
+  c.mlp = 70;
+  c.positions = PositionKind::rope;
+  c.activation = Activation::gelu;
+  c.parallel = true;
+  return c;
+}
+
 bool is_zip(const uint8_t* data, size_t size) {
   return size >= 2 && data[0] == 'P' && data[1] == 'K';
 }
@@ -90,7 +105,7 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const ModelConfig configs[] = {llama_config(), opt_config()};
+  static const ModelConfig configs[] = {llama_config(), opt_config(), falcon_config()};
   static const test::TempDir dir;
   const bool zip = is_zip(data, size);
   const auto path = dir / (zip ? "p.pth" : "p.safetensors");

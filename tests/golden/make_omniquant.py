@@ -8,8 +8,9 @@ Needs torch and safetensors. For some models of golden/families, omniquant/NAME/
   act_scales.pt, act_shifts.pt    name of a linear -> vector; where there are transformations
   expected.safetensors   of every linear: codes, scale (f16), zero point; folded norms and biases
 
-Computed by the formulas of Shao et al. 2023 in the order norm -> qkv, norm -> mlp, v -> o, q <-> k;
-codes come from folded weights in f16.
+Computed by the formulas of Shao et al. 2023 in the order norm -> qkv, norm -> mlp, v -> o, q <-> k,
+on half tensors throughout: OmniQuant's code turns block and parameters into these before it folds
+and quantizes.
 """
 
 import pathlib
@@ -28,28 +29,32 @@ MIXTRAL = {**{n: LLAMA[n] for n in "qkvo"},
               for e in range(8) for ours, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3"))}}
 
 
+def half(operation, *tensors):
+    """An operation on half tensors for which a CPU may have no kernel: in fp32, rounded once."""
+    return operation(*(t.float() for t in tensors)).half()
+
+
 def quantize(w, upper, lower, bits):
     """Codes, scale and zero point of each row."""
-    high = torch.sigmoid(upper.float()) * w.amax(1, keepdim=True)
-    low = torch.sigmoid(lower.float()) * w.amin(1, keepdim=True)
+    high = half(torch.sigmoid, upper) * w.amax(1, keepdim=True)
+    low = half(torch.sigmoid, lower) * w.amin(1, keepdim=True)
     top = 2 ** bits - 1
-    scale = ((high - low) / top).clamp(1e-5, 1e4).half().float()
-    zero = (-low / scale).clamp(-1e4, 1e4).round()
-    codes = ((w / scale).round() + zero).clamp(0, top)
-    return codes.to(torch.uint8), scale.half(), zero.to(torch.int16)
+    scale = half(lambda s: s.clamp(1e-5, 1e4), (high - low) / top)
+    zero = half(lambda z: z.clamp(-1e4, 1e4).round(), -low / scale)
+    codes = (half(torch.round, w / scale) + zero).float().clamp(0, top)
+    return codes.to(torch.uint8), scale, zero.to(torch.int16)
 
 
 def fold(linears, norms, p):
     """OPT's block with every pair in its weights; linears are name -> [weight, bias]."""
     def columns(name, scale, shift):
         w, b = linears[name]
-        linears[name] = [w * scale, b + w @ shift]
+        linears[name] = [w * scale, b + half(torch.mv, w, shift)]
 
     def norm(name, scale, shift):
         w, b = norms[name]
         norms[name] = [w / scale, (b - shift) / scale]
 
-    p = {k: v.float() for k, v in p.items()}
     norm("attn_norm", p["qkv_smooth_scale"], p["qkv_smooth_shift"])
     for name in "qkv":
         columns(name, p["qkv_smooth_scale"], p["qkv_smooth_shift"])
@@ -68,7 +73,7 @@ def fold(linears, norms, p):
 
 def make(name, names, layers, bits, let):
     torch.manual_seed(len(name))
-    state = {k: v.float() for k, v in load_file(HERE / "families" / name / "model.safetensors").items()}
+    state = {k: v.half() for k, v in load_file(HERE / "families" / name / "model.safetensors").items()}
     out = HERE / "omniquant" / name
     out.mkdir(parents=True, exist_ok=True)
     parameters, expected, scales, shifts = {}, {}, {}, {}
@@ -96,13 +101,14 @@ def make(name, names, layers, bits, let):
                      for ours, theirs in (("attn_norm", "self_attn_layer_norm"),
                                           ("mlp_norm", "final_layer_norm"))}
             used = dict(p)
-            used["qkt_smooth_scale"] = p["qkt_smooth_scale"].float().clamp(min=0.01)
+            used["qkt_smooth_scale"] = half(lambda s: s.clamp(min=0.01), p["qkt_smooth_scale"])
             fold(linears, norms, used)
             for n, (w, b) in norms.items():
-                expected[f"blocks.{block}.{n}"], expected[f"blocks.{block}.{n}.bias"] = w, b
+                expected[f"blocks.{block}.{n}"] = w.float()
+                expected[f"blocks.{block}.{n}.bias"] = b.float()
         for ours, theirs in here.items():
             w, b = linears[ours]
-            codes, scale, zero = quantize(w.half().float() if let else w,
+            codes, scale, zero = quantize(w,
                                           p[theirs + ".weight_quantizer.upbound_factor"],
                                           p[theirs + ".weight_quantizer.lowbound_factor"], bits)
             full = f"blocks.{block}.{ours}"
@@ -110,7 +116,7 @@ def make(name, names, layers, bits, let):
             expected[full + ".scale"] = scale
             expected[full + ".zero"] = zero
             if let:
-                expected[full + ".bias"] = b
+                expected[full + ".bias"] = b.float()
         parameters[block] = p
     torch.save(parameters, out / "omni_parameters.pth")
     if let:

@@ -168,9 +168,20 @@ class Calibration {
       return std::any_of(given_.blocks[0].begin(), given_.blocks[0].end(),
                          [&](const auto& entry) { return entry.first.ends_with(end); });
     };
-    o_.learning.faithful = true;
-    o_.learning.clip = holds(".upper");
-    o_.learning.transform = holds(".scale");
+    const auto settle = [&](bool& asked, bool given, bool held, const char* flag) {
+      if (given && asked != held) {
+        throw Error({.what = "was learned with other options",
+                     .where = o_.parameters.string(),
+                     .expected = fmt::format("--{}{}", asked ? "" : "no-", flag),
+                     .found = fmt::format("--{}{}", held ? "" : "no-", flag),
+                     .hint = "leave the flag out: the file says it"});
+      }
+      asked = held;
+    };
+    Learning& l = o_.learning;
+    l.faithful = true;
+    settle(l.clip, l.clip_given, holds(".upper"), "lwc");
+    settle(l.transform, l.transform_given, holds(".scale"), "let");
   }
 
   void save_parameters(const WorkFolder& work) const {

@@ -38,7 +38,8 @@ struct Arguments {
   bool json = false, quiet = false;
   CLI::Option* method = nullptr;
   // Whose defaults are not fixed.
-  CLI::Option *transform = nullptr, *clip_rate = nullptr, *transform_rate = nullptr;
+  CLI::Option *clip = nullptr, *transform = nullptr, *clip_rate = nullptr,
+              *transform_rate = nullptr;
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -100,8 +101,8 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
   app.add_option("--batch-size", l.batch, "omniquant, abq, auto: windows to a step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_flag("--lwc,!--no-lwc", l.clip,
-               "omniquant, abq, auto: learn clipping of weights (the default)");
+  a.clip = app.add_flag("--lwc,!--no-lwc", l.clip,
+                        "omniquant, abq, auto: learn clipping of weights (the default)");
   a.transform =
       app.add_flag("--let,!--no-let", l.transform,
                    "omniquant, abq, auto: learn equivalent transformations (the default, but "
@@ -208,7 +209,9 @@ void settle_learning(Arguments& a) {
   const bool faithful = o.learning.faithful;
   if (faithful && a.clip_rate->count() == 0) o.learning.clip_rate = 1e-2;
   if (faithful && a.transform_rate->count() == 0) o.learning.transform_rate = 5e-3;
-  if (a.transform->count() == 0) {
+  o.learning.clip_given = a.clip->count() > 0;
+  o.learning.transform_given = a.transform->count() > 0;
+  if (!o.learning.transform_given) {
     o.learning.transform = o.method == "abq" || !faithful || o.scheme.quantizes_activations();
   }
   if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {

@@ -9,6 +9,7 @@
 
 #include "format/half.h"
 #include "tools/calibrate/block.h"
+#include "tools/tensor_files/grouped_qkv.h"
 #include "tools/tensor_files/torch/file.h"
 
 namespace oq::calibrate {
@@ -19,6 +20,7 @@ namespace fs = std::filesystem;
 struct Name {
   std::string_view theirs, ours;
 };
+constexpr std::string_view kFused = "qkv";  ///< Falcon's linear that is q, k and v
 constexpr Name kLinears[] = {{"self_attn.q_proj", "q"},
                              {"self_attn.k_proj", "k"},
                              {"self_attn.v_proj", "v"},
@@ -28,7 +30,11 @@ constexpr Name kLinears[] = {{"self_attn.q_proj", "q"},
                              {"mlp.up_proj", "up"},
                              {"mlp.down_proj", "down"},
                              {"fc1", "up"},
-                             {"fc2", "down"}};
+                             {"fc2", "down"},
+                             {"self_attention.query_key_value", kFused},
+                             {"self_attention.dense", "o"},
+                             {"mlp.dense_h_to_4h", "up"},
+                             {"mlp.dense_4h_to_h", "down"}};
 constexpr Name kExpertLinears[] = {{"w1", "gate"}, {"w2", "down"}, {"w3", "up"}};
 constexpr Name kBounds[] = {{".weight_quantizer.upbound_factor", ".upper"},
                             {".weight_quantizer.lowbound_factor", ".lower"}};
@@ -56,17 +62,48 @@ std::string linear_of(std::string_view theirs) {
   return fmt::format("{}.{}", theirs.substr(kMoe.size(), dot - kMoe.size()), known->ours);
 }
 
-/// The linears of a block, which are those of every block, by their names in it.
-using Linears = std::map<std::string, TensorSpec>;
-Linears linears_of(const ModelConfig& config) {
-  constexpr std::string_view kPrefix = "blocks.0.";
-  Linears linears;
-  for (const TensorSpec& spec : tensor_specs(config)) {
-    if (spec.role != Role::linear || spec.name.rfind(kPrefix, 0) != 0) continue;
-    linears.emplace(spec.name.substr(kPrefix.size()), spec);
+/// The linears of a block, which are those of every block.
+class Linears {
+ public:
+  /// What one linear of a file is to us: rows of it.
+  struct Part {
+    const TensorSpec& spec;
+    std::string name;  ///< in its block
+    RowMap rows;
+  };
+  struct Source {
+    int64_t rows = 0;
+    std::vector<Part> parts;  ///< none: it is not of this model
+  };
+
+  explicit Linears(const ModelConfig& c)
+      : fused_{uint64_t(c.heads), uint64_t(c.kv_heads), uint64_t(c.head_dim)} {
+    constexpr std::string_view kPrefix = "blocks.0.";
+    for (const TensorSpec& spec : tensor_specs(c)) {
+      if (spec.role != Role::linear || spec.name.rfind(kPrefix, 0) != 0) continue;
+      specs_.emplace(spec.name.substr(kPrefix.size()), spec);
+    }
   }
-  return linears;
-}
+
+  const std::map<std::string, TensorSpec>& specs() const { return specs_; }
+
+  /// `name` is of those that linear_of gives.
+  Source source(const std::string& name) const {
+    if (name == kFused) {
+      return {int64_t(fused_.rows()),
+              {{specs_.at("q"), "q", fused_.q()},
+               {specs_.at("k"), "k", fused_.k()},
+               {specs_.at("v"), "v", fused_.v()}}};
+    }
+    const auto known = specs_.find(name);
+    if (known == specs_.end()) return {};
+    return {known->second.rows, {{known->second, name, {}}}};
+  }
+
+ private:
+  std::map<std::string, TensorSpec> specs_;
+  GroupedQkv fused_;
+};
 
 template <class T>
 void append(const std::vector<std::byte>& bytes, std::vector<float>& values) {
@@ -96,37 +133,54 @@ std::vector<float> floats(const torch::Tensor& t) {
   return values;
 }
 
-/// One of a block's tensors.
-struct Named {
-  std::string name;
-  Matrix matrix;
-};
-Named parameter(std::string_view theirs, std::vector<float> values, const Linears& linears) {
-  if (const Name* pair = find(kPairs, theirs)) {
-    std::string name(pair->ours);
-    if (name.ends_with(".scale")) {
-      for (float& v : values) {
-        if (v != 0 && std::fabs(v) < 0.01f) v = std::copysign(0.01f, v);
-      }
+/// A scale or shift between two parts of a block.
+Matrix pair_values(std::string_view name, std::vector<float> values) {
+  if (name.ends_with(".scale")) {
+    for (float& v : values) {
+      if (v != 0 && std::fabs(v) < 0.01f) v = std::copysign(0.01f, v);
     }
-    const auto n = int64_t(values.size());
-    return {std::move(name), Matrix(1, n, std::move(values))};
+  }
+  const auto n = int64_t(values.size());
+  return {1, n, std::move(values)};
+}
+
+/// Bounds of a file's linear, [rows * groups], become those of ours, [rows][groups]. A fused linear
+/// is quantized row by row as others are, so that its parts have theirs.
+void add_bounds(const Linears::Source& source, std::string_view bound, const Matrix& all,
+                BlockParameters& block) {
+  for (const Linears::Part& part : source.parts) {
+    Matrix own(part.spec.rows, all.cols());
+    for (int64_t r = 0; r < own.rows(); ++r) {
+      const auto from = all.row(int64_t(part.rows(uint64_t(r))));
+      std::copy(from.begin(), from.end(), own.row(r).begin());
+    }
+    block.insert_or_assign(part.name + std::string(bound), std::move(own));
+  }
+}
+
+/// One of a file's tensors, by our names.
+void add_parameter(std::string_view theirs, std::vector<float> values, const Linears& linears,
+                   BlockParameters& block) {
+  if (const Name* pair = find(kPairs, theirs)) {
+    block.insert_or_assign(std::string(pair->ours), pair_values(pair->ours, std::move(values)));
+    return;
   }
   for (const Name& bound : kBounds) {
     if (!theirs.ends_with(bound.theirs)) continue;
-    const std::string linear = linear_of(theirs.substr(0, theirs.size() - bound.theirs.size()));
-    const auto known = linears.find(linear);
-    if (known == linears.end()) break;
-    const auto n = int64_t(values.size()), rows = known->second.rows;
-    if (n == 0 || n % rows != 0) {
+    const Linears::Source source =
+        linears.source(linear_of(theirs.substr(0, theirs.size() - bound.theirs.size())));
+    if (source.parts.empty()) break;
+    const auto n = int64_t(values.size());
+    if (n == 0 || n % source.rows != 0) {
       throw Error({.what = "has no whole number of groups in a row",
-                   .expected = fmt::format("a multiple of {} rows", rows),
+                   .expected = fmt::format("a multiple of {} rows", source.rows),
                    .found = std::to_string(n)});
     }
-    return {linear + std::string(bound.ours), Matrix(rows, n / rows, std::move(values))};
+    const Matrix all(source.rows, n / source.rows, std::move(values));
+    return add_bounds(source, bound.ours, all, block);
   }
   throw Error({.what = "is not a parameter of this model",
-               .hint = "files of LLaMA, OPT and Mixtral are read"});
+               .hint = "files of LLaMA, OPT, Falcon and Mixtral are read"});
 }
 
 const torch::Tensor& tensor_of(const torch::Value& value) {
@@ -142,30 +196,33 @@ std::string text_of(const torch::Value& key) {
   return name != nullptr ? std::string(*name) : std::string();
 }
 
-/// "model.layers.3.self_attn.q_proj" is blocks.3.q; -1 where it is no linear of a block.
+/// "model.layers.3.self_attn.q_proj" and Falcon's "transformer.h.3...." are linears of block 3; -1
+/// where it is no linear of a block.
 struct LinearPlace {
   int64_t block = -1;
   std::string name;
 };
 LinearPlace place_of(const std::string& theirs) {
-  constexpr std::string_view kLayers = "layers.";
-  const size_t at = theirs.find(kLayers);
-  if (at == std::string::npos) return {};
-  const std::string rest = theirs.substr(at + kLayers.size());
-  const size_t dot = rest.find('.');
-  if (dot == std::string::npos || dot == 0 || dot > 6) return {};
-  if (!std::all_of(rest.begin(), rest.begin() + ptrdiff_t(dot),
-                   [](char c) { return c >= '0' && c <= '9'; })) {
-    return {};
+  for (const std::string_view list : {"layers.", "transformer.h."}) {
+    const size_t at = theirs.find(list);
+    if (at == std::string::npos) continue;
+    const std::string rest = theirs.substr(at + list.size());
+    const size_t dot = rest.find('.');
+    if (dot == std::string::npos || dot == 0 || dot > 6) return {};
+    if (!std::all_of(rest.begin(), rest.begin() + ptrdiff_t(dot),
+                     [](char c) { return c >= '0' && c <= '9'; })) {
+      return {};
+    }
+    return {std::stoll(rest.substr(0, dot)), linear_of(rest.substr(dot + 1))};
   }
-  return {std::stoll(rest.substr(0, dot)), linear_of(rest.substr(dot + 1))};
+  return {};
 }
 
 /// Throws unless every linear of every block has a value for each of its inputs.
 void check_ranges(const fs::path& path, const char* suffix, const Linears& linears,
                   const std::vector<BlockParameters>& blocks) {
   for (size_t b = 0; b < blocks.size(); ++b) {
-    for (const auto& [name, spec] : linears) {
+    for (const auto& [name, spec] : linears.specs()) {
       const auto found = blocks[b].find(name + suffix);
       if (found != blocks[b].end() && found->second.cols() == spec.cols) continue;
       throw Error(
@@ -195,7 +252,10 @@ void add_ranges(const fs::path& path, const char* suffix, const Linears& linears
       const auto n = int64_t(v.size());
       Matrix m(1, n, std::move(v));
       check_finite(m, theirs);
-      blocks[size_t(place.block)].insert_or_assign(place.name + suffix, std::move(m));
+      // All parts of a fused linear read its input.
+      for (const Linears::Part& part : linears.source(place.name).parts) {
+        blocks[size_t(place.block)].insert_or_assign(part.name + suffix, m);
+      }
     });
   }
   check_ranges(path, suffix, linears, blocks);
@@ -206,7 +266,7 @@ void add_ranges(const fs::path& path, const char* suffix, const Linears& linears
 std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
                                                        const ModelConfig& config) {
   const torch::File file(path);
-  const Linears linears = linears_of(config);
+  const Linears linears(config);
   std::vector<BlockParameters> blocks(static_cast<size_t>(config.blocks));
   for (const auto& [key, value] : file.dict().items()) {
     const auto* index = key.as<int64_t>();
@@ -222,8 +282,7 @@ std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
       const std::string theirs = text_of(name);
       with_place(
           fmt::format("{}, block {}, '{}'", path.string(), *index, theirs), [&, &tensor = tensor] {
-            Named found = parameter(theirs, floats(tensor_of(tensor)), linears);
-            blocks[size_t(*index)].insert_or_assign(std::move(found.name), std::move(found.matrix));
+            add_parameter(theirs, floats(tensor_of(tensor)), linears, blocks[size_t(*index)]);
           });
     }
   }
@@ -232,7 +291,7 @@ std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
 
 std::vector<BlockParameters> read_input_ranges(const fs::path& scales, const fs::path& shifts,
                                                const ModelConfig& config) {
-  const Linears linears = linears_of(config);
+  const Linears linears(config);
   std::vector<BlockParameters> blocks(static_cast<size_t>(config.blocks));
   add_ranges(scales, ".largest", linears, blocks);
   if (!shifts.empty()) add_ranges(shifts, ".middle", linears, blocks);

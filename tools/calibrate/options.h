@@ -25,6 +25,7 @@ struct Learning {
   double attention_share = 0;  ///< abq: of the divergence of attention maps, in the loss
   bool faithful =
       false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
+  bool clip_given = false, transform_given = false;  ///< by a flag, not by default
 };
 
 /// Whether a method is one of those that do.

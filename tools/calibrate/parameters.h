@@ -33,7 +33,8 @@ struct Parameters {
 inline constexpr const char* kParametersExtension = ".safetensors";
 
 /// Reads what `write_parameters` wrote, or OmniQuant's own omni_parameters.pth: a dict of block
-/// numbers, and in it one of tensors by the names of the paper's code for LLaMA, OPT and Mixtral.
+/// numbers, and in it one of tensors by the names of the paper's code for LLaMA, OPT, Falcon and
+/// Mixtral; bounds of Falcon's fused q, k and v are taken apart.
 /// Throws oq::Error naming file and tensor unless there are exactly `config.blocks` blocks of
 /// finite matrices; whether their shapes fit is for who applies them to check.
 Parameters read_parameters(const std::filesystem::path& path, const ModelConfig& config);
@@ -43,8 +44,8 @@ Parameters read_parameters(const std::filesystem::path& path, const ModelConfig&
 void write_parameters(const std::filesystem::path& path, const Parameters& parameters);
 
 /// OmniQuant's act_scales.pt and act_shifts.pt (or "", for none): dicts of a vector for every
-/// linear of the model. Throws oq::Error naming file and linear where one of them lacks, or has
-/// another number of inputs.
+/// linear of the model; that of Falcon's fused linear is q's, k's and v's. Throws oq::Error naming
+/// file and linear where one of them lacks, or has another number of inputs.
 std::vector<BlockParameters> read_input_ranges(const std::filesystem::path& scales,
                                                const std::filesystem::path& shifts,
                                                const ModelConfig& config);

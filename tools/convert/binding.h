@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "tools/convert/families.h"
-#include "tools/convert/row_map.h"
+#include "tools/tensor_files/row_map.h"
 
 namespace oq::convert {
 

@@ -1,19 +1,15 @@
 #include "tools/convert/layouts.h"
 
+#include "tools/tensor_files/grouped_qkv.h"
+
 namespace oq::convert {
 namespace {
 
-/// Fused q, k and v: the rows of a group of `heads` query heads and one head each of k and v.
+/// Of fused q, k and v.
 uint64_t fused_rows(const ModelConfig& c) { return uint64_t(c.q_width() + 2 * c.kv_width()); }
 
-/// `run` rows from `first` on of the group of each KV head.
-Slice of_each_group(const ModelConfig& c, uint64_t first, uint64_t run) {
-  const uint64_t stride = fused_rows(c) / uint64_t(c.kv_heads);
-  return {fused_rows(c), {.first = first, .run = run, .stride = stride}};
-}
-
-uint64_t queries_of_group(const ModelConfig& c) {
-  return uint64_t(c.heads / c.kv_heads * c.head_dim);
+GroupedQkv grouped(const ModelConfig& c) {
+  return {uint64_t(c.heads), uint64_t(c.kv_heads), uint64_t(c.head_dim)};
 }
 
 }  // namespace
@@ -25,13 +21,13 @@ Slice pairs(const ModelConfig& c, uint64_t rows, uint64_t) {
 }
 
 Slice grouped_q(const ModelConfig& c, uint64_t, uint64_t) {
-  return of_each_group(c, 0, queries_of_group(c));
+  return {grouped(c).rows(), grouped(c).q()};
 }
 Slice grouped_k(const ModelConfig& c, uint64_t, uint64_t) {
-  return of_each_group(c, queries_of_group(c), uint64_t(c.head_dim));
+  return {grouped(c).rows(), grouped(c).k()};
 }
 Slice grouped_v(const ModelConfig& c, uint64_t, uint64_t) {
-  return of_each_group(c, queries_of_group(c) + uint64_t(c.head_dim), uint64_t(c.head_dim));
+  return {grouped(c).rows(), grouped(c).v()};
 }
 
 Slice stacked_q(const ModelConfig& c, uint64_t, uint64_t) { return {fused_rows(c), {}}; }

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "runtime/config.h"
-#include "tools/convert/row_map.h"
+#include "tools/tensor_files/row_map.h"
 
 namespace oq::convert {
 
@@ -23,8 +23,7 @@ Slice whole(const ModelConfig& config, uint64_t rows, uint64_t expert);
 /// GGUF's LLaMA: rows of q and k in pairs within each head.
 Slice pairs(const ModelConfig& config, uint64_t rows, uint64_t expert);
 
-/// Fused q, k and v, KV head by KV head: [its query heads | k | v]. With one KV head that is
-/// [q | k | v], with as many as query heads [q | k | v] of each head.
+/// Fused q, k and v, KV head by KV head (GroupedQkv).
 Slice grouped_q(const ModelConfig& config, uint64_t rows, uint64_t expert);
 Slice grouped_k(const ModelConfig& config, uint64_t rows, uint64_t expert);
 Slice grouped_v(const ModelConfig& config, uint64_t rows, uint64_t expert);

@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "tools/calibrate/learn/f16_fold.h"
 #include "tools/calibrate/learn/loss.h"
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/hessian.h"
@@ -65,10 +66,15 @@ void add_moments(const float* x, int64_t rows, int64_t cols, std::vector<float>&
   }
 }
 
-void round_to_f16(BlockWeights& w) {
-  for (auto& [name, l] : w.linears) {
-    for (float& v : l.weight.values()) v = to_float(to_f16(v));
-  }
+/// Whether shifts are given. OmniQuant's first code learned them also where only weights are
+/// quantized.
+bool holds_shifts(const BlockParameters* given) {
+  if (given == nullptr) return false;
+  return std::any_of(given->begin(), given->end(), [](const auto& entry) {
+    const auto values = entry.second.values();
+    return entry.first.ends_with(".shift") &&
+           std::any_of(values.begin(), values.end(), [](float v) { return v != 0; });
+  });
 }
 
 }  // namespace
@@ -88,7 +94,8 @@ BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recip
   if (o.transform) {
     transformation_ = std::make_unique<Transformation>(
         job.config(), original_,
-        Transformation::Kinds{.shifts = options_.scheme.quantizes_activations(),
+        Transformation::Kinds{.shifts = options_.scheme.quantizes_activations() ||
+                                        holds_shifts(job.known().parameters),
                               .free_rope = o.faithful,
                               .down = recipe_.down});
     folded_ = original_;
@@ -337,6 +344,11 @@ const Matrix& BlockLearner::source(const std::string& name, const Learned& learn
 /// executed_ from what was learned so far.
 void BlockLearner::make_weights() {
   if (transforms()) transformation_->fold(job_.pool(), original_, folded_);
+  quantize_weights();
+}
+
+/// executed_ from base().
+void BlockLearner::quantize_weights() {
   executed_.attn_norm = base().attn_norm;
   executed_.mlp_norm = base().mlp_norm;
   executed_.router = base().router;
@@ -397,16 +409,26 @@ double BlockLearner::towards(std::span<const float> target, double share) {
   return loss;
 }
 
+/// base() as OmniQuant's code makes it for good, and quantizers that go on like it. Learning is
+/// over: gradients give their memory to it.
+void BlockLearner::fold_in_f16() {
+  gradients_ = {};
+  folded_ = original_;
+  std::span<const Pair> pairs;
+  if (transforms()) pairs = transformation_->pairs();
+  calibrate::fold_in_f16(job_.pool(), pairs, folded_);
+  for (auto& [name, learned] : learned_) {
+    check_finite(folded_.linears.at(name).weight, job_.full_name(name) + " in f16");
+    learned.quantizer.use_f16();
+  }
+}
+
 void BlockLearner::store() {
-  make_weights();
-  if (recipe_.f16_folds && transforms()) {
-    round_to_f16(folded_);
-    for (auto& [name, learned] : learned_) {
-      Compensation& compensation = learned.compensation;
-      if (!compensation.empty()) compensation.forward(job_.pool(), folded_.linears.at(name).weight);
-      learned.quantizer.forward(job_.pool(), source(name, learned), learned.clipping,
-                                executed_.linears.at(name).weight);
-    }
+  if (recipe_.f16) {
+    fold_in_f16();
+    quantize_weights();
+  } else {
+    make_weights();
   }
   for (const auto& [name, learned] : learned_) {
     const Matrix& w = source(name, learned);

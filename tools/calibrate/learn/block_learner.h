@@ -25,7 +25,7 @@ struct Recipe {
   double attention = 0;       ///< share of map_divergence from that block
   bool compensation = false;  ///< W + a b^T before down is quantized, in this block
   bool down = true;           ///< LET: up -> down
-  bool f16_folds = false;     ///< LET: codes are chosen from folded weights in f16
+  bool f16 = false;           ///< what was learned is applied in f16, step by step (f16_fold.h)
 
   /// What all methods that learn have in common.
   static Recipe of(const Options& options);
@@ -84,6 +84,8 @@ class BlockLearner {
   void learn();
   void make_targets();
   void make_weights();
+  void quantize_weights();
+  void fold_in_f16();
   double learn_from(int64_t first, int64_t end, double rates);
   double learn_window(int64_t window, double share);
   double towards(std::span<const float> target, double share);
@@ -91,14 +93,14 @@ class BlockLearner {
   void store();
 
   bool transforms() const { return transformation_ != nullptr; }
-  const BlockWeights& base() const { return transforms() ? folded_ : original_; }
+  const BlockWeights& base() const { return folded_.linears.empty() ? original_ : folded_; }
 
   BlockJob& job_;
   const Options& options_;
   const Recipe recipe_;
   BlockGraph& graph_;
   const BlockWeights& original_;
-  BlockWeights folded_;    ///< original_ behind LET; empty without
+  BlockWeights folded_;    ///< original_ behind LET, or in f16; empty without
   BlockWeights executed_;  ///< base(), quantized
   BlockWeights gradients_;
   std::map<std::string, Learned> learned_;

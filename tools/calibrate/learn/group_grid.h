@@ -15,7 +15,9 @@ struct GroupGrid {
   float scale, low, high;
 
   /// The code minus the zero point of x.
-  float level(float x) const { return round_even(std::min(std::max(x / scale, low), high)); }
+  float level(float x) const { return nearest(x / scale); }
+  /// The same of u = x / scale.
+  float nearest(float u) const { return round_even(std::min(std::max(u, low), high)); }
 };
 
 inline void quantize_group(const GroupGrid& g, const float* x, int64_t n, float* out) {

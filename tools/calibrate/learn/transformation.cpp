@@ -13,10 +13,6 @@ using Where = Pair::Use::Where;
 
 constexpr int64_t kSlab = 64;  ///< rows that one partial sum takes
 
-uint32_t channel_of(const Use& use, size_t i) {
-  return use.channel.empty() ? uint32_t(i) : use.channel[i];
-}
-
 bool feeds_mlp(const std::string& linear) {
   return linear.ends_with("up") || linear.ends_with("gate");
 }
@@ -124,7 +120,7 @@ void Transformation::set_sides() {
       std::vector<float>& factors = columns ? side.columns : side.rows;
       std::vector<float>& shifts = columns ? side.in : side.out;
       for (size_t i = 0; i < factors.size(); ++i) {
-        const uint32_t channel = channel_of(use, i);
+        const uint32_t channel = use.channel_of(i);
         factors[i] = use.divides ? factors[i] / p.scale[channel] : factors[i] * p.scale[channel];
         if (!p.shift.empty()) shifts[i] = p.shift[channel];
       }
@@ -217,18 +213,18 @@ void Transformation::linear_backward(ThreadPool& pool, const std::string& name,
       const bool columns = use.where == Where::columns;
       const std::vector<float>& sums = columns ? column_sums_ : row_sums_;
       for (size_t i = 0; i < sums.size(); ++i) {
-        const uint32_t channel = channel_of(use, i);
+        const uint32_t channel = use.channel_of(i);
         g.scale[channel] += (use.divides ? -sums[i] : sums[i]) / pair.scale[channel];
       }
       if (pair.shift.empty()) continue;
       for (size_t r = 0; r < gradient.bias.size(); ++r) {
         if (!columns) {
-          g.shift[channel_of(use, r)] -= side.rows[r] * gradient.bias[r];
+          g.shift[use.channel_of(r)] -= side.rows[r] * gradient.bias[r];
           continue;
         }
         const auto row = folded.weight.row(int64_t(r));
         for (size_t k = 0; k < row.size(); ++k) {
-          g.shift[channel_of(use, k)] += row[k] / side.columns[k] * gradient.bias[r];
+          g.shift[use.channel_of(k)] += row[k] / side.columns[k] * gradient.bias[r];
         }
       }
     }

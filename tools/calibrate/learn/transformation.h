@@ -20,6 +20,8 @@ struct Pair {
     std::string tensor;  ///< a linear, "attn_norm" or "mlp_norm"
     bool divides;
     std::vector<uint32_t> channel = {};  ///< of s, by column or row; empty: the same
+
+    uint32_t channel_of(size_t i) const { return channel.empty() ? uint32_t(i) : channel[i]; }
   };
 
   std::string name;  ///< "qkv", "o", "qk", "mlp", "down", "experts.3.down"

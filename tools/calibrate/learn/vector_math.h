@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "format/half.h"
+
 namespace oq::calibrate {
 
 /// Plain arithmetic that a compiler vectorizes in a loop.
@@ -13,6 +15,9 @@ inline float round_even(float x) {
   constexpr float kShift = 0x1.8p23f;
   return (x + kShift) - kShift;
 }
+
+/// x as f16 holds it: a step of arithmetic in f16 is one in fp32 and this.
+inline float as_f16(float x) { return to_float(to_f16(x)); }
 
 /// e^x within 2 units in the last place on [-87, 88]; below it is as at -87 (1e-38), above as at
 /// 88. e^x = 2^n e^r with |r| <= ln 2 / 2, ln 2 taken off in two parts (Cody and Waite 1980), and

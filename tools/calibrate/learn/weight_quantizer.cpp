@@ -6,7 +6,6 @@
 #include <fmt/format.h>
 
 #include "format/error.h"
-#include "tools/calibrate/learn/group_grid.h"
 
 namespace oq::calibrate {
 namespace {
@@ -14,11 +13,6 @@ namespace {
 constexpr float kLeastScale = 1e-5f, kLargestScale = 1e4f, kLargestZero = 1e4f;
 
 bool is_symmetric(const Packing& p) { return p.zero_mode == ZeroMode::constant; }
-
-/// What the bounds' logits make of a range; without clipping, nothing.
-float factor(const Matrix& logits, int64_t row, int64_t group) {
-  return logits.empty() ? 1.0f : 1.0f / (1.0f + std::exp(-logits(row, group)));
-}
 
 /// The logit of how much of a range's end a grid keeps.
 float start_of(float kept, float end) {
@@ -62,20 +56,38 @@ WeightQuantizer::Range WeightQuantizer::range(const float* w, int64_t n) const {
   return r;
 }
 
+/// What the bounds' logits make of a range; without clipping, nothing.
+float WeightQuantizer::factor(const Matrix& logits, int64_t row, int64_t group) const {
+  if (logits.empty()) return 1.0f;
+  return rounded(1.0f / (1.0f + std::exp(-rounded(logits(row, group)))));
+}
+
 void WeightQuantizer::fit(int64_t row, int64_t group, const Range& r, const Clipping& clipping) {
-  const float high = factor(clipping.upper, row, group) * r.most;
-  const float low = factor(clipping.lower, row, group) * r.least;
-  float span = high - low, steps = float(packing_.max_code());
+  const float high = rounded(factor(clipping.upper, row, group) * r.most);
+  const float low = rounded(factor(clipping.lower, row, group) * r.least);
+  float span = rounded(high - low), steps = float(packing_.max_code());
   if (is_symmetric(packing_)) {
     span = std::max(std::fabs(high), std::fabs(low));
     steps = float(packing_.zero);
   }
-  float scale = std::clamp(span / steps, kLeastScale, kLargestScale);
+  float scale = std::clamp(rounded(span / steps), kLeastScale, kLargestScale);
   if (stored_scales_) scale = to_float(to_f16(scale));
   scales_(row, group) = scale;
-  zeros_(row, group) = is_symmetric(packing_)
-                           ? float(packing_.zero)
-                           : round_even(std::clamp(-low / scale, -kLargestZero, kLargestZero));
+  zeros_(row, group) =
+      is_symmetric(packing_)
+          ? float(packing_.zero)
+          : round_even(std::clamp(rounded(-low / scale), -kLargestZero, kLargestZero));
+}
+
+/// Of the last `forward`.
+GroupGrid WeightQuantizer::grid(int64_t row, int64_t group) const {
+  const float zero = zeros_(row, group);
+  return {scales_(row, group), -zero, float(packing_.max_code()) - zero};
+}
+
+/// w's code minus the zero point.
+float WeightQuantizer::level(const GroupGrid& grid, float w) const {
+  return f16_ ? grid.nearest(as_f16(w / grid.scale)) : grid.level(w);
 }
 
 Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w, const GridOptions& options,
@@ -104,7 +116,6 @@ Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w, const Grid
 
 void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping,
                               Matrix& out) {
-  const auto top = float(packing_.max_code());
   pool.parallel_for(rows_, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t g = 0; g < groups_; ++g) {
@@ -117,8 +128,13 @@ void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping&
                        .hint = "if it has been learned, lower --let-lr"});
         }
         fit(r, g, range, clipping);
-        const float zero = zeros_(r, g);
-        quantize_group({scales_(r, g), -zero, top - zero}, from, n, out.row(r).data() + first);
+        const GroupGrid grid = this->grid(r, g);
+        float* to = out.row(r).data() + first;
+        if (f16_) {
+          for (int64_t i = 0; i < n; ++i) to[i] = grid.scale * level(grid, from[i]);
+        } else {
+          quantize_group(grid, from, n, to);
+        }
       }
     }
   });
@@ -140,8 +156,7 @@ void WeightQuantizer::backward(ThreadPool& pool, const Matrix& w, const Clipping
 void WeightQuantizer::backward_group(int64_t row, int64_t group, const float* w, int64_t n,
                                      float* d, const Clipping& clipping, Clipping& d_clipping,
                                      bool to_weights) const {
-  const float zero = zeros_(row, group);
-  const GroupGrid grid{scales_(row, group), -zero, float(packing_.max_code()) - zero};
+  const GroupGrid grid = this->grid(row, group);
   const Range r = range(w, n);
   const float upper = factor(clipping.upper, row, group);
   const float lower = factor(clipping.lower, row, group);
@@ -190,8 +205,8 @@ QuantizedLinear WeightQuantizer::finish(const Matrix& w) const {
   for (int64_t r = 0; r < rows_; ++r) {
     for (int64_t g = 0; g < groups_; ++g) q.grid(r, g) = {scales_(r, g), int(zeros_(r, g))};
     for (int64_t k = 0; k < cols_; ++k) {
-      const Grid& grid = q.grid(r, q.column_group[size_t(k)]);
-      q.codes[size_t(r * cols_ + k)] = grid.code(w(r, k), packing.max_code());
+      const GroupGrid grid = this->grid(r, int64_t(q.column_group[size_t(k)]));
+      q.codes[size_t(r * cols_ + k)] = uint8_t(int(level(grid, w(r, k)) - grid.low));
     }
   }
   return q;

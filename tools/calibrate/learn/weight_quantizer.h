@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cpu/kernels.h"
+#include "tools/calibrate/learn/group_grid.h"
 #include "tools/calibrate/solver/quantized_linear.h"
 
 namespace oq::calibrate {
@@ -39,6 +40,11 @@ class WeightQuantizer {
   WeightQuantizer(int64_t rows, int64_t cols, const Packing& packing, bool stored_scales = true,
                   Bounds bounds = Bounds::together);
 
+  /// From now on `forward` and `finish` work as OmniQuant's code does on half tensors: logits of
+  /// bounds are rounded to f16, and so is what each operation on them, on ranges, scales and
+  /// weights makes. PRECOND: weights are f16's. `backward` is of fp32.
+  void use_f16() { f16_ = true; }
+
   int64_t groups() const { return groups_; }
   /// [rows][groups], of the last `forward`.
   const Matrix& scales() const { return scales_; }
@@ -65,14 +71,19 @@ class WeightQuantizer {
  private:
   struct Range;
 
+  /// Of an operation.
+  float rounded(float v) const { return f16_ ? as_f16(v) : v; }
   Range range(const float* w, int64_t n) const;
+  float factor(const Matrix& logits, int64_t row, int64_t group) const;
+  GroupGrid grid(int64_t row, int64_t group) const;
+  float level(const GroupGrid& grid, float w) const;
   void fit(int64_t row, int64_t group, const Range& r, const Clipping& clipping);
   void backward_group(int64_t row, int64_t group, const float* w, int64_t n, float* d,
                       const Clipping& clipping, Clipping& d_clipping, bool to_weights) const;
 
   int64_t rows_, cols_, groups_, group_;
   Packing packing_;
-  bool stored_scales_;
+  bool stored_scales_, f16_ = false;
   Bounds bounds_;
   const cpu::Kernels& kernels_;
   Matrix scales_, zeros_;

@@ -18,8 +18,9 @@
 /// is no equivalence), scales started from one linear of each pair and the first query head of a
 /// group; q, k and v of OPT quantized in one range over all heads of a token (calibrate.cpp sets
 /// Scheme::heads_share_range); errors as they are, rates too; bounds from 4.0 that move together;
-/// for OmniQuant no up -> down, and codes chosen from weights folded in f16; for ABQ both targets
-/// (of the loss of attention maps nothing is left in that code).
+/// for OmniQuant no up -> down, and a block that is folded and quantized in f16
+/// (learn/f16_fold.h); for ABQ both targets (of the loss of attention maps nothing is left in that
+/// code).
 
 #include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/method.h"
@@ -54,7 +55,7 @@ class Learner final : public Method {
       r.attention = o.attention_share;
       r.compensation = o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks);
     } else {
-      r.f16_folds = o.faithful;
+      r.f16 = o.faithful;
     }
     return r;
   }

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-namespace oq::convert {
+namespace oq {
 
 /// Where in a source the rows of one tensor of OQ lie. A source may hold more than that tensor
 /// (fused q, k and v; all experts; positions that are never used), or keep the rows of a head in
@@ -40,4 +40,4 @@ struct RowMap {
   bool identity() const { return first == 0 && run == 0 && head == 0; }
 };
 
-}  // namespace oq::convert
+}  // namespace oq
