@@ -19,9 +19,9 @@ class Decoder {
     int64_t context = 0;  ///< positions per sequence; 0: the model's own, at most 8192
     int64_t sequences = 1;
     int64_t max_rows = 0;  ///< tokens of one step; `feed` splits what is longer; 0: the backend's
-    bool exact = false;      ///< packed weights meet fp32 activations, not integers
-    int kv_bits = 0;         ///< of the KV cache: 2..8, 16 or 32; 0: what the scheme says, where
-                             ///< that is 16, 32 if exact
+    bool exact = false;    ///< packed weights meet fp32 activations, not integers
+    int kv_bits = 0;       ///< of the KV cache: 2..8, 16 or 32; 0: what the scheme says, where
+                           ///< that is 16, 32 if exact
   };
 
   Decoder(std::shared_ptr<const File> file, std::unique_ptr<Backend> backend, Options options);
