@@ -14,7 +14,8 @@
 
 int main(int argc, char** argv) {
   std::string why;
-  if (!oq::cuda::find_device(why)) {
+  const auto device = oq::cuda::find_device(why);
+  if (!device) {
     std::printf("SKIPPED: no CUDA device can be used: %s\n", why.c_str());
     return 77;
   }
@@ -28,8 +29,12 @@ int main(int argc, char** argv) {
   }
   int missed = 0;
   for (const oq::cuda::Reached& kernel : oq::cuda::reached()) {
-    if (kernel.runs == 0) std::printf("no test reached: %s\n", kernel.name.c_str()), ++missed;
+    // sm_75 has no instruction for bit planes, and tests leave them out there.
+    const bool planes = kernel.name.find(", planes") != std::string::npos;
+    if (kernel.runs > 0 || (planes && device->major < 8)) continue;
+    std::printf("no test reached: %s\n", kernel.name.c_str());
+    ++missed;
   }
-  if (missed == 0) std::printf("tests reached all %zu kernels\n", oq::cuda::reached().size());
+  if (missed == 0) std::printf("tests reached all kernels that this device runs\n");
   return missed == 0 ? 0 : 1;
 }

@@ -91,7 +91,7 @@ class BlockInput {
       peak = (peak + fabsf(s.mean)) * s.inv * norm.weight_peak + norm.bias_peak;
     }
     fill_range(peak, s.up, s.down);
-    stats_[m] = s;  // all threads write the same
+    if (thread_id() == 0) stats_[m] = s;  // for all threads, behind the constructor's barrier
   }
 
   const InputArgs& args_;

@@ -3,6 +3,7 @@
 #include "kernels/cuda/stream.h"
 
 #include <string>
+#include <unordered_set>
 
 #include <cuda_runtime.h>
 
@@ -200,13 +201,31 @@ std::optional<double> measured(Stream& stream, const std::function<void()>& work
   return least;
 }
 
+namespace {
+
+/// Lets a kernel have as much shared memory as a block can, once: were it what each launch wants, a
+/// small launch would take it from a larger one that a graph has recorded or is recording.
+void raise_shared(const Stream& stream, const char* name, const void* kernel) {
+  static std::unordered_set<const void*> raised;
+  if (raised.count(kernel) != 0) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             int(stream.block_shared())),
+        "a kernel cannot have this device's shared memory", name);
+  raised.insert(kernel);
+}
+
+}  // namespace
+
 void launch_kernel(Stream& stream, const char* name, const void* kernel, const Grid& grid,
                    void* arguments) {
-  if (grid.shared > kOrdinaryShared) {
-    check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared)),
-        "a kernel wants more shared memory than this device has", name);
+  if (grid.shared > stream.block_shared()) {
+    throw DeviceError({.what = "a kernel wants more shared memory than this device has",
+                       .where = name,
+                       .expected = std::to_string(stream.block_shared()) + " bytes at the most",
+                       .found = std::to_string(grid.shared) + " bytes",
+                       .hint = "use --backend cpu"});
   }
+  if (grid.shared > kOrdinaryShared) raise_shared(stream, name, kernel);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y));
   config.blockDim = dim3(unsigned(grid.threads));

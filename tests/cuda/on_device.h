@@ -1,5 +1,6 @@
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/kernels.h"
@@ -8,6 +9,20 @@
 /// What the tests of the CUDA kernels share. They know only streams and device memory, so they run
 /// on the emulator and on a GPU alike.
 namespace oq::test {
+
+/// A GPU rounds as its own instructions do; the emulator as the host's, the same on every run.
+#if defined(OQ_DEVICE_TWIN)
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
+/// Whether kernels on bit planes run here: sm_75 has no instruction for them, and stops.
+inline bool runs_planes() {
+  std::string why;
+  const auto device = cuda::find_device(why);
+  return device && device->major >= 8;
+}
 
 /// A matrix of floats on the device, rows padded to a multiple of 4 with NaNs, which no kernel may
 /// let through.
