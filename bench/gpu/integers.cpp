@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -51,12 +52,16 @@ class IntegerProduct {
     return time_graph(stream_, kHotLaunches,
                       [&](int i) { cuda::integer_linears(stream_, call(engine, i)); });
   }
-  double cold(cuda::Engine engine) {
+  /// Quantization by a launch of its own, or by the blocks of the linear.
+  double cold(cuda::Engine engine, bool fused) {
     return time_graph(stream_, product_.copies(), [&](int i) {
-      cuda::quantize(stream_, call(engine, i));
-      cuda::integer_linears(stream_, call(engine, i));
+      cuda::IntegerArgs args = call(engine, i);
+      args.fused = fused;
+      if (!fused) cuda::quantize(stream_, args);
+      cuda::integer_linears(stream_, args);
     });
   }
+  bool can_fuse() const { return cuda::can_fuse(stream_, product_.args(0)); }
 
  private:
   cuda::IntegerArgs call(cuda::Engine engine, int i) const {
@@ -76,29 +81,48 @@ bool has_planes() {
   return device && device->has_bit_planes();
 }
 
+/// Adds a column for each way that was taken, and one that names the fastest. Returns its time.
+double add_ways(Results::Json& columns, const std::vector<std::pair<std::string, double>>& ways) {
+  const auto least = std::min_element(
+      ways.begin(), ways.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  for (const auto& way : ways) columns["us, " + way.first] = way.second * 1e6;
+  columns["fastest"] = least->first;
+  return least->second;
+}
+
 /// `aim`: times as fast as int8; 0: nothing.
-Results::Json columns_of(double bytes, std::optional<double> planes, double int8, double aim) {
-  const double time = std::min(bytes, planes.value_or(bytes));
-  Results::Json columns = {{"us, bytes", bytes * 1e6}};
-  columns["us, planes"] = planes ? Results::Json(*planes * 1e6) : Results::Json();
+Results::Json columns_of(const std::vector<std::pair<std::string, double>>& ways, double int8,
+                         double aim) {
+  Results::Json columns;
+  const double time = add_ways(columns, ways);
   columns["cublasLt int8 us"] = int8 > 0 ? Results::Json(int8 * 1e6) : Results::Json();
   if (int8 > 0) columns["times as fast as int8"] = int8 / time;
   if (aim > 0) hold_to(columns, fmt::format("{} x int8", aim), int8 / time >= aim);
   return columns;
 }
 
-Results::Json measure_hot(KernelBench& bench, const ProductShape& s, double aim) {
-  IntegerProduct p(bench, s, Product::Weights::hot);
-  return columns_of(p.hot(cuda::Engine::bytes),
-                    has_planes() ? std::optional(p.hot(cuda::Engine::planes)) : std::nullopt,
-                    bench.cublas.int8(s.plain(), Cublas::Weights::hot), aim);
+std::vector<std::pair<const char*, cuda::Engine>> engines() {
+  if (!has_planes()) return {{"bytes", cuda::Engine::bytes}};
+  return {{"bytes", cuda::Engine::bytes}, {"planes", cuda::Engine::planes}};
 }
 
+Results::Json measure_hot(KernelBench& bench, const ProductShape& s, double aim) {
+  IntegerProduct p(bench, s, Product::Weights::hot);
+  std::vector<std::pair<std::string, double>> ways;
+  for (const auto& engine : engines()) ways.emplace_back(engine.first, p.hot(engine.second));
+  return columns_of(ways, bench.cublas.int8(s.plain(), Cublas::Weights::hot), aim);
+}
+
+/// All that EngineTuner may choose from.
 Results::Json measure_cold(KernelBench& bench, const ProductShape& s, double aim) {
   IntegerProduct p(bench, s, Product::Weights::cold);
-  return columns_of(p.cold(cuda::Engine::bytes),
-                    has_planes() ? std::optional(p.cold(cuda::Engine::planes)) : std::nullopt,
-                    bench.cublas.int8(s.plain()), aim);
+  std::vector<std::pair<std::string, double>> ways;
+  for (const auto& engine : engines()) {
+    ways.emplace_back(engine.first, p.cold(engine.second, false));
+    if (!p.can_fuse()) continue;
+    ways.emplace_back(engine.first + std::string(", fused"), p.cold(engine.second, true));
+  }
+  return columns_of(ways, bench.cublas.int8(s.plain()), aim);
 }
 
 void add(KernelBench& bench, const ProductShape& s, double published, double ours) {

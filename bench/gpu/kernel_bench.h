@@ -18,6 +18,7 @@ class KernelBench {
   struct Options {
     double seconds = 500;      ///< after which no row is begun
     bool skip_failed = false;  ///< rows that failed before are left as they are
+    std::string only;          ///< text that "TABLE: KEY" of a row must have; empty: all rows
   };
   KernelBench(Results& results, const Options& options);
 
@@ -46,6 +47,9 @@ class KernelBench {
 
  private:
   void measure_limits();
+  /// Measures, by rules that `row` and the limits share, and throws what `measure` throws.
+  void attempt(const std::string& table, const std::string& key,
+               const std::function<Results::Json()>& measure);
 
   Results& results_;
   Options options_;

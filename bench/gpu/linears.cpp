@@ -74,10 +74,13 @@ void measure_linears(KernelBench& bench) {
   for (const char* scheme : {"w5a16g128", "w6a16g128", "w7a16g128", "w8a16g128"}) {
     add({scheme, 4096, 4096}, false);
   }
-  for (const int tokens : {2, 4, 8}) {
-    const ProductShape s{"w4a16g128", 4096, 4096, tokens};
+  const auto add_few = [&](const ProductShape& s) {
     bench.row("Linears of a few tokens, cold, in a graph", s.name(),
               [&] { return measure(bench, s, false); });
+  };
+  for (const int tokens : {2, 4, 8}) add_few({"w4a16g128", 4096, 4096, tokens});
+  for (const int tokens : {1, 8}) {  // every block norms again: once for each token
+    add_few({.scheme = "w4a16g128", .rows = 4096, .cols = 4096, .tokens = tokens, .norm = true});
   }
 }
 

@@ -46,6 +46,7 @@ std::string standard_input() { return {std::istreambuf_iterator<char>(std::cin),
 
 struct Options {
   std::string folder, device, table, key, failure;
+  bool has_failed = false;
   ModelAims aims;
   KernelBench::Options kernels;
 };
@@ -93,7 +94,9 @@ int main(int argc, char** argv) {
   kernels->add_option("--seconds", o.kernels.seconds, "begin no row after so many")
       ->capture_default_str();
   kernels->add_flag("--skip-failed", o.kernels.skip_failed, "leave rows that failed as they are");
-  const CLI::App* has = add_row("has", "exit with 0 where a row is there, else with 1");
+  kernels->add_option("--only", o.kernels.only, "rows that have this text in 'TABLE: KEY'");
+  CLI::App* has = add_row("has", "exit with 0 where a row is there and did not fail, else with 1");
+  has->add_flag("--failed", o.has_failed, "where it is there and did");
   CLI::App* put = add_row("put", "add a row: a JSON object of columns, from standard input");
   put->add_option("--failed", o.failure, "why there is none");
   CLI::App* model = add_row("model", "add a row: what oq-bench --json printed, on standard input");
@@ -106,7 +109,9 @@ int main(int argc, char** argv) {
     if (device->parsed()) return tool::print(o.device + "\n");
     Results results(std::filesystem::path(o.folder) / file_name(o.device), o.device);
     if (kernels->parsed()) measure_kernels(results, o.kernels);
-    if (has->parsed()) good = results.has(o.table, o.key);
+    if (has->parsed()) {
+      good = o.has_failed ? results.failed(o.table, o.key) : results.has(o.table, o.key);
+    }
     if (put->parsed()) put_row(results, o);
     if (model->parsed()) {
       results.put(o.table, o.key, model_columns(standard_input(), o.aims));

@@ -24,8 +24,9 @@ TensorInfo info_of(const ProductShape& s) {
 }  // namespace
 
 std::string ProductShape::name() const {
-  return fmt::format("{} {}x{} x {}{}", scheme, rows, cols, tokens,
-                     weak_columns > 0 ? fmt::format(", {} weak columns", weak_columns) : "");
+  return fmt::format("{} {}x{} x {}{}{}", scheme, rows, cols, tokens,
+                     weak_columns > 0 ? fmt::format(", {} weak columns", weak_columns) : "",
+                     norm ? ", behind a norm" : "");
 }
 
 Product::Product(KernelBench& bench, const ProductShape& shape, Weights weights)
@@ -34,7 +35,8 @@ Product::Product(KernelBench& bench, const ProductShape& shape, Weights weights)
       info_(info_of(shape)),
       stride_((shape.cols + 3) / 4 * 4),
       x_(bench.random_numbers(size_t(shape.tokens) * size_t(stride_) * sizeof(float))),
-      y_(size_t(shape.tokens) * size_t(shape.rows) * sizeof(float)) {
+      y_(size_t(shape.tokens) * size_t(shape.rows) * sizeof(float)),
+      norm_(bench.random_numbers(size_t(stride_) * sizeof(float))) {
   std::vector<uint32_t> weak(shape.weak_columns);
   for (uint32_t i = 0; i < weak.size(); ++i)
     weak[i] = i * uint32_t(shape.cols) / uint32_t(weak.size());
@@ -46,13 +48,22 @@ Product::Product(KernelBench& bench, const ProductShape& shape, Weights weights)
   bench.uploader.finish();
 }
 
+cuda::NormArgs Product::norm() const {
+  return {.kind = cuda::NormKind::rms,
+          .weight = norm_.as<float>(),
+          .bias = nullptr,
+          .eps = 1e-5f,
+          .weight_peak = 0.5f,
+          .bias_peak = 0};
+}
+
 cuda::PackedArgs Product::args(int i) const {
   const CudaWeight& w = *weights_[size_t(i % copies())];
   return {.in = {.x = x_.as<float>(),
                  .stride = stride_,
                  .tokens = shape_.tokens,
                  .rows = nullptr,
-                 .norm = {},
+                 .norm = shape_.norm ? norm() : cuda::NormArgs{},
                  .bits = activation_bits_,
                  .count = nullptr,
                  .expert_stride = 0},

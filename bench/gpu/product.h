@@ -16,6 +16,7 @@ struct ProductShape {
   int rows, cols;
   int tokens = 1;
   uint32_t weak_columns = 0;
+  bool norm = false;  ///< RMSNorm in front, by the linear's own launch
 
   /// "w4a16g128 4096x4096 x 8"
   std::string name() const;
@@ -36,11 +37,13 @@ class Product {
   cuda::PackedArgs args(int i) const;
 
  private:
+  cuda::NormArgs norm() const;
+
   ProductShape shape_;
   int activation_bits_;
   TensorInfo info_;
   int stride_;
-  cuda::Memory x_, y_;
+  cuda::Memory x_, y_, norm_;
   std::vector<std::unique_ptr<CudaWeight>> weights_;
 };
 
