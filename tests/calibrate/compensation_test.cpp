@@ -214,3 +214,23 @@ TEST_CASE("the first three blocks and the last four are compensated by abq, with
   CHECK(compensated("abq", false).empty());
   CHECK(compensated("omniquant", true).empty());
 }
+
+TEST_CASE("abq balances up with down, but for OPT as its own code has it") {
+  const TempDir dir;
+  const auto balances = [&](const ModelConfig& config, bool faithful) {
+    test::TinyOq tiny;
+    tiny.config = config;
+    test::make_tiny_oq(dir / "in.oq", tiny);
+    auto o = test::small_run(dir / "in.oq", dir / "out.oq", "abq", "w3a8");
+    o.learning.epochs = 1;
+    o.learning.faithful = faithful;
+    o.save_parameters = dir / "p.safetensors";
+    calibrate::calibrate(o);
+    return read_parameters(o.save_parameters, config).blocks[0].count("down.scale") == 1;
+  };
+  const ModelConfig opt = test::variant_configs()[0];
+  REQUIRE(opt.positions == PositionKind::learned);
+  CHECK(balances(opt, false));
+  CHECK_FALSE(balances(opt, true));
+  CHECK(balances(test::tiny_config(), true));
+}

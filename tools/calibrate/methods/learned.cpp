@@ -18,9 +18,9 @@
 /// is no equivalence), scales started from one linear of each pair and the first query head of a
 /// group; q, k and v of OPT quantized in one range over all heads of a token (calibrate.cpp sets
 /// Scheme::heads_share_range); errors as they are, rates too; bounds from 4.0 that move together;
-/// for OmniQuant no up -> down, and a block that is folded and quantized in f16
-/// (learn/f16_fold.h); for ABQ both targets (of the loss of attention maps nothing is left in that
-/// code).
+/// for OmniQuant, and for ABQ's OPT, no up -> down; for OmniQuant a block that is folded and
+/// quantized in f16 (learn/f16_fold.h); for ABQ both targets (of the loss of attention maps nothing
+/// is left in that code).
 
 #include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/method.h"
@@ -51,7 +51,9 @@ class Learner final : public Method {
     const int64_t from_end = job.config().blocks - job.index();
     Recipe r = Recipe::of(job.options());
     if (abq_) {
-      r.cosine = r.down = true;
+      r.cosine = true;
+      // For OPT the pair is there in their code, and not used.
+      r.down = !o.faithful || job.config().positions != PositionKind::learned;
       r.attention = o.attention_share;
       r.compensation = o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks);
     } else {
