@@ -275,7 +275,7 @@ TEST_CASE("a scale before several linears starts from all of them; as in the pap
 TEST_CASE("what learning executes is what the written block has") {
   struct Case {
     const char* scheme;
-    bool transform, compensation, f16_folds;
+    bool transform, compensation, f16;
   };
   for (const ModelConfig& config : test::variant_configs()) {
     for (const Case& c : {Case{"w2*a8", true, true, false}, Case{"w2a16g64", false, false, false},
@@ -289,7 +289,7 @@ TEST_CASE("what learning executes is what the written block has") {
       block.options.learning.transform = c.transform;
       BlockGraph graph(*block.file, config, FirstBlock::kTokens, block.runner->pool());
       BlockJob job = block.job();
-      const Recipe recipe{.compensation = c.compensation, .f16_folds = c.f16_folds};
+      const Recipe recipe{.compensation = c.compensation, .f16 = c.f16};
       BlockLearner(job, graph, recipe).run();
       WorkFolder folder(block.options.output, "key", false);
       folder.write(0, job, *block.file);
