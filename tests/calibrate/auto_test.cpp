@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "runtime/decoder.h"
+#include "tests/calibrate/first_block.h"
 #include "tests/calibrate/problem.h"
 #include "tests/calibrate/small_run.h"
 #include "tests/tiny_oq.h"
@@ -65,16 +66,9 @@ void make_one_block(const TempDir& dir, ModelConfig config) {
 }
 
 /// Whether auto is better than the best single method by a margin; it is never worse.
-bool beats_single_methods(const TempDir& dir, const std::string& scheme, int64_t windows = 3,
-                          int64_t window = 24) {
+bool beats_single_methods(const TempDir& dir, const std::string& scheme) {
   CAPTURE(scheme);
-  const auto error_of = [&](const char* method) {
-    auto o = options_of(dir, method, scheme.c_str());
-    o.windows = windows;
-    o.window = window;
-    return block_error(o);
-  };
-  const double together = error_of("auto");
+  const double together = block_error(options_of(dir, "auto", scheme.c_str()));
   Decoder d(File::open(dir / "out.oq"), make_cpu_backend(1), {.context = 16});
   const std::vector<int32_t> tokens = {1, 2, 3, 4, 5};
   for (float v : d.feed(tokens)) REQUIRE(std::isfinite(v));
@@ -83,7 +77,7 @@ bool beats_single_methods(const TempDir& dir, const std::string& scheme, int64_t
     const std::string single = method;
     if (single == "awrq" && scheme == "w3a16g64") continue;
     CAPTURE(single);
-    const double alone = error_of(method);
+    const double alone = block_error(options_of(dir, method, scheme.c_str()));
     CHECK(together <= alone);  // the same bytes where it is that method, so without a margin
     least = std::min(least, alone);
   }
@@ -111,17 +105,33 @@ TEST_CASE("no single method leaves a block with less error than all together, in
   CHECK(better * 2 > cases);  // and it is for something
 }
 
-TEST_CASE("nor where single linears were compared on a sample of the windows") {
-  CHECK(calibrate::search_stride(16, 512) == 4);
-  CHECK(calibrate::search_stride(128, 2048) == 32);
-  CHECK(calibrate::search_stride(64, 1500) == 16);
-  CHECK(calibrate::search_stride(3, 24) == 1);
-  constexpr int64_t kWindows = 64, kWindow = 96;
-  REQUIRE(calibrate::search_stride(kWindows, kWindow) > 1);
-  const TempDir dir;
-  make_one_block(dir, test::tiny_config());
-  for (const char* scheme : {"w3a16g64", "w2a8"})
-    beats_single_methods(dir, scheme, kWindows, kWindow);
+TEST_CASE("auto learns from most windows and chooses by the others") {
+  CHECK(calibrate::held_out_windows(7) == 0);
+  CHECK(calibrate::held_out_windows(16) == 2);
+  test::FirstBlock block(test::tiny_config(), 8);
+  block.options.method = "auto";
+  block.options.scheme = Scheme::parse("w3a8");
+  block.options.learning.transform = true;
+  block.options.learning.epochs = 2;
+  calibrate::BlockJob job = block.job();
+  calibrate::make_method(block.options)->quantize(job);
+  const std::span<const float> target = block.targets->window(7);
+  std::vector<float> y(block.hidden->window(7).begin(), block.hidden->window(7).end());
+  std::vector<float> unused(y.size());
+  block.runner->forward(job.weights(), block.options.scheme, y.data(), test::FirstBlock::kTokens);
+  const double error =
+      calibrate::relative_error(y, target, block.runner->config().hidden, 1, unused);
+  REQUIRE(job.output_error().has_value());
+  CHECK(*job.output_error() == doctest::Approx(error).epsilon(1e-5));
+
+  block.targets->window(7)[5] = NAN;  // which no learning sees
+  calibrate::BlockJob judged = block.job();
+  CHECK_THROWS_WITH_AS(calibrate::make_method(block.options)->quantize(judged),
+                       doctest::Contains("every way to quantize the block"), Error);
+  block.targets->window(6)[5] = NAN;
+  calibrate::BlockJob learned = block.job();
+  CHECK_THROWS_WITH_AS(calibrate::make_method(block.options)->quantize(learned),
+                       doctest::Contains("the loss is not finite"), Error);
 }
 
 TEST_CASE("weak columns are taken where they help") {

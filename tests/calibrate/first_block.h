@@ -12,7 +12,7 @@
 
 namespace oq::test {
 
-/// The first block of a tiny model with one window of text, for methods that learn.
+/// The first block of a tiny model with a window of text, or more, for methods that learn.
 struct FirstBlock {
   static constexpr int64_t kTokens = 24;
 
@@ -23,23 +23,30 @@ struct FirstBlock {
     std::map<std::string, calibrate::BlockJob::Done> done;
   };
 
-  explicit FirstBlock(const ModelConfig& config) {
+  explicit FirstBlock(const ModelConfig& config, int64_t count = 1) {
     TinyOq tiny;
     tiny.config = config;
     file = make_tiny_oq(dir / "m.oq", tiny);
     runner = std::make_unique<calibrate::BlockRunner>(file, kTokens, 2);
     const auto states = [&] {
-      return std::make_unique<calibrate::HiddenStates>(1, kTokens, config.hidden, 1 << 30,
+      return std::make_unique<calibrate::HiddenStates>(count, kTokens, config.hidden, 1 << 30,
                                                        dir.path());
     };
     hidden = states();
     targets = states();
-    std::vector<std::vector<int32_t>> windows(1);
-    for (int32_t i = 0; i < kTokens; ++i) windows[0].push_back((i * i * 7 + 3 * i + 5) % 101);
+    std::vector<std::vector<int32_t>> windows;
+    for (int32_t w = 0; w < count; ++w) {
+      windows.emplace_back();
+      for (int32_t i = 0; i < kTokens; ++i) {
+        windows.back().push_back((i * i * 7 + (3 + w) * i + 5) % 101);
+      }
+    }
     runner->embed(windows, hidden->data());
     runner->embed(windows, targets->data());
     weights = calibrate::BlockWeights::load(*file, config, 0);
-    runner->forward(weights, {}, targets->data(), kTokens);
+    for (int64_t w = 0; w < count; ++w) {
+      runner->forward(weights, {}, targets->window(w).data(), kTokens);
+    }
     options.method = "omniquant";
     options.output = dir / "out.oq";
     options.tuning = calibrate::Tuning::mse;

@@ -23,7 +23,7 @@ void BlockJob::progress(double done, std::string_view what) const {
 
 void BlockJob::observe(const BlockRunner::Tap& tap) {
   std::vector<float> x;
-  for (int64_t w = 0; w < hidden_.windows(); ++w) {
+  for (int64_t w = 0; w < windows(); ++w) {
     const auto window = hidden_.window(w);
     x.assign(window.begin(), window.end());
     runner_.forward(weights_, options_.scheme, x.data(), hidden_.tokens(), tap);

@@ -46,7 +46,11 @@ class BlockJob {
   const ModelConfig& config() const { return runner_.config(); }
   ThreadPool& pool() { return runner_.pool(); }
   BlockRunner& runner() { return runner_; }
-  int64_t windows() const { return hidden_.windows(); }
+  /// Windows that may be learned from. Those behind them, up to all_windows, are held out.
+  int64_t windows() const { return hidden_.windows() - held_out_; }
+  int64_t all_windows() const { return hidden_.windows(); }
+  /// Keeps the last windows for judging what is learned from the others.
+  void hold_out(int64_t windows) { held_out_ = windows; }
   int64_t tokens() const { return hidden_.tokens(); }
   /// What enters the block, quantized as the blocks before it are, and what is to leave it, as in
   /// the unquantized model: [tokens][hidden] of a window. PRECOND of target: there are targets.
@@ -68,7 +72,7 @@ class BlockJob {
   /// What is done from now on is the block's work between these shares; all of it at first.
   void part(double begin, double end) { part_ = {begin, end}; }
 
-  /// Runs every window through the block as it stands.
+  /// Runs every window that may be learned from through the block as it stands.
   void observe(const BlockRunner::Tap& tap);
 
   /// A linear is finished. The block goes on running with its old weights until `apply`.
@@ -91,7 +95,7 @@ class BlockJob {
   const KnownBlock known_;
   const Options& options_;
   const Observer& observer_;
-  int64_t index_;
+  int64_t index_, held_out_ = 0;
   std::pair<double, double> part_ = {0, 1};
   BlockWeights weights_;
   std::map<std::string, Done> done_;

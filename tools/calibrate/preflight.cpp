@@ -84,18 +84,18 @@ Work learning_work(const Options& o) {
 /// Both blocks are kept while each is learned or searched, with every candidate.
 Work auto_work(const Options& o, int64_t linears, int64_t windows) {
   const AutoCandidates n = auto_candidates(o);
-  const auto count = double(linears) / double(search_stride(windows, o.window));
+  const double judged = judged_share(windows);
   const double integers = o.scheme.activation_bits < 16 ? 1 : 0;
   const auto both = double(n.plain + n.learned), mixed = double(n.learned + n.mixed);
   Work w = learning_work(o);
-  w.passes += 2 * (1 + integers) + both;
+  w.passes += 2 * (1 + integers) + judged * both;
   w.products = 2 * (1 + 2 * integers);
   w.matrices = 1 + 2 * integers;
   if (o.target_bits > 0) {  // alone, together, and then one by one
-    w.passes += 1 + integers + mixed + count * (2 * mixed - 1);
+    w.passes += 1 + integers + judged * (mixed + double(linears) * (2 * mixed - 1));
     w.products *= 1.5;
   } else {
-    w.passes += count * double(n.learned - 1);
+    w.passes += judged * double(linears) * double(n.learned - 1);
   }
   w.weight_bytes =
       std::max(w.weight_bytes + 4 * 2, 4 * 4 + std::max(both, o.target_bits > 0 ? mixed : 0));

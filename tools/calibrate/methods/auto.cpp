@@ -4,9 +4,9 @@
 /// be quantized in several ways: its learned codes; codes on the learned grid, or on a searched
 /// one, with errors made up for (GPTQ); for integer activations also from weights reformulated for
 /// them (AWRQ); with --weak-columns, all of that with weak columns (OWQ). Both blocks run with each
-/// way for all of their linears, and the best is where a search by single linears starts, on some
-/// of the windows. What is not better on all of them is not taken: in the error of a block's
-/// output, no single method that was tried is better than the result.
+/// way for all of their linears, and the best is where a search by single linears starts; what is
+/// not better is not taken. An eighth of the windows is held out to judge by: in the error of a
+/// block's output on these, no single method that was tried is better than the result.
 ///
 /// With --target-bits, linears have other widths as well. Each block may take its share of the
 /// bytes: what each linear costs at each width is measured with the rest of the block in full
@@ -92,6 +92,7 @@ class Auto final : public Method {
 
   void quantize(BlockJob& job) override {
     const Options& o = job.options();
+    job.hold_out(held_out_windows(job.all_windows()));
     const double learning = learning_share(job);
     job.part(0, learning);
     Variant plain{job.weights()}, learned = learn(job);
@@ -137,9 +138,9 @@ class Auto final : public Method {
     const AutoCandidates n = auto_candidates(job.options());
     const double epochs = 3.0 * double(job.options().learning.epochs) + 1;
     const double choices = double(n.plain + n.learned + n.mixed);
-    const auto stride = double(search_stride(job.windows(), job.tokens()));
+    const double judged = judged_share(job.all_windows());
     const auto linears = double(job.weights().linears.size());
-    return epochs / (epochs + 2 * choices + choices * linears / stride);
+    return epochs / (epochs + choices + judged * choices * (1 + linears));
   }
 
   /// The block behind learned transformations, with its learned codes.

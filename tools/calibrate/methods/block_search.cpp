@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include <fmt/format.h>
 
@@ -42,8 +41,6 @@ void BlockSearch::start(const Choice& best, double least) {
 }
 
 void BlockSearch::buy() {
-  // An expert that no token of the sample chose would seem to cost nothing at any width.
-  stride_ = job_.config().experts > 0 ? 1 : search_stride(job_.windows(), job_.tokens());
   std::vector<std::vector<Price>> items;
   for (const auto& [name, candidates] : variant_.candidates) set(name, nullptr);
   for (const auto& [name, candidates] : variant_.candidates) {
@@ -54,7 +51,6 @@ void BlockSearch::buy() {
     }
     set(name, nullptr);
   }
-  stride_ = 1;
   const std::vector<size_t> bought =
       with_place(fmt::format("{}, --target-bits", job_.full_name("*")),
                  [&] { return allocate(items, budget_); });
@@ -65,10 +61,6 @@ void BlockSearch::buy() {
 
 void BlockSearch::improve() {
   if (best_.empty()) return;
-  const Choice before = best_;
-  const double least = least_;
-  stride_ = search_stride(job_.windows(), job_.tokens());
-  if (stride_ > 1) least_ = error(best_);
   size_t done = 0;
   for (const auto& [name, candidates] : variant_.candidates) {
     job_.progress(double(done++) / double(variant_.candidates.size()), "comparing " + name);
@@ -80,9 +72,6 @@ void BlockSearch::improve() {
       consider(other);
     }
   }
-  if (std::exchange(stride_, 1) == 1) return;
-  least_ = best_ == before ? least : error(best_);
-  if (!(least_ <= least)) start(before, least);
 }
 
 uint64_t BlockSearch::bytes(const Choice& choice) const {
@@ -116,21 +105,22 @@ void BlockSearch::set(const std::string& name, const Candidate* c) {
 
 double BlockSearch::measure() {
   double sum = 0;
-  const int64_t cols = job_.config().hidden;
-  const double weight = 1.0 / double((job_.windows() + stride_ - 1) / stride_);
-  for (int64_t w = 0; w < job_.windows(); w += stride_) {
+  const int64_t cols = job_.config().hidden, end = job_.all_windows();
+  const int64_t first = job_.windows() < end ? job_.windows() : 0;
+  for (int64_t w = first; w < end; ++w) {
     x_.assign(job_.input(w).begin(), job_.input(w).end());
     unused_.assign(x_.size(), 0);
     job_.runner().forward(executed_, job_.options().scheme, x_.data(), job_.tokens());
-    sum += relative_error(x_, job_.target(w), cols, weight, unused_);
+    sum += relative_error(x_, job_.target(w), cols, 1.0 / double(end - first), unused_);
   }
   return std::isfinite(sum) ? sum : std::numeric_limits<double>::infinity();
 }
 
-int64_t search_stride(int64_t windows, int64_t tokens) {
-  constexpr int64_t kTokens = 2048, kWindows = 4;  // what a sample has, or more
-  const int64_t wanted = std::max(kWindows, (kTokens + tokens - 1) / tokens);
-  return std::max<int64_t>(1, windows / wanted);
+int64_t held_out_windows(int64_t windows) { return windows / 8; }
+
+double judged_share(int64_t windows) {
+  const int64_t held_out = held_out_windows(windows);
+  return held_out > 0 ? double(held_out) / double(windows) : 1;
 }
 
 }  // namespace oq::calibrate

@@ -30,9 +30,10 @@ struct Variant {
 /// One of its candidates for every linear.
 using Choice = std::map<std::string, size_t>;
 
-/// Finds the choice with the least error of the block's output on the job's windows, a token's by
-/// its size, among those that take no more than a budget of bytes. The job and the variant outlive
-/// it. One thread at a time.
+/// Finds the choice with the least error of the block's output, a token's by its size, among those
+/// that take no more than a budget of bytes: on the windows that the job holds out, for what makes
+/// up for errors on some tokens does not on others; on all where it holds none out. The job and the
+/// variant outlive it. One thread at a time.
 class BlockSearch {
  public:
   BlockSearch(BlockJob& job, const Variant& variant, uint64_t budget);
@@ -41,11 +42,10 @@ class BlockSearch {
   void start();
   /// Instead: where another search of this variant has ended, with that error.
   void start(const Choice& best, double least);
-  /// What the budget buys, by the error of each candidate alone in the sample. Throws oq::Error
-  /// where it buys nothing.
+  /// What the budget buys, by the error of each candidate alone. Throws oq::Error where it buys
+  /// nothing.
   void buy();
-  /// Linear by linear, whatever candidate leaves less error than the one before in the sample;
-  /// nothing of it where all windows are not better for it.
+  /// Linear by linear, whatever candidate leaves less error than the one before.
   void improve();
 
   /// Empty: no choice so far kept to the budget and left a finite output.
@@ -62,7 +62,6 @@ class BlockSearch {
   BlockJob& job_;
   const Variant& variant_;
   uint64_t budget_;
-  int64_t stride_ = 1;  ///< every so many windows are looked at
   BlockWeights executed_;
   std::map<std::string, const Candidate*> set_;
   Choice best_;
@@ -70,7 +69,9 @@ class BlockSearch {
   std::vector<float> x_, unused_;
 };
 
-/// The sample: one window in so many, which makes 4 windows and 2048 tokens, or more.
-int64_t search_stride(int64_t windows, int64_t tokens);
+/// How many of so many windows `auto` holds out: an eighth, or none of few.
+int64_t held_out_windows(int64_t windows);
+/// What a pass of the windows that are judged by is of a pass of all.
+double judged_share(int64_t windows);
 
 }  // namespace oq::calibrate
