@@ -117,14 +117,14 @@ difference() {
 
 # best_single SCHEME ALL: of the scheme's finished rows, at one width, of the whole text or not
 best_single() {
-  local row method scheme flags file
+  local row method scheme flags file all
   for row in "${rows[@]}"; do
     read -r method scheme flags <<<"$row"
-    file=$(row_base "$row").json
-    if [ "$scheme" != "$1" ] || [ "$method" = auto ] || [ "$method" = full ] || [ ! -f "$file" ]; then continue; fi
-    if [[ $flags = *--target-bits* ]]; then continue; fi
-    if [[ $flags = *--all-windows ]]; then flags=all; else flags=; fi
-    if [ "${flags:+all}" != "${2:+all}" ]; then continue; fi
+    file=$(row_base "$row").json all=
+    if [[ $row = *" --all-windows" ]]; then all=" --all-windows"; fi
+    if [[ "$scheme$all" != "$1$2" || $method = auto || $method = full || $flags = *--target-bits* || ! -f $file ]]; then
+      continue
+    fi
     echo "$(numbers "$file" perplexity | head -n 1) $row"
   done | sort -g | head -n 1 | cut -d' ' -f2-
 }

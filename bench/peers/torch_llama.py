@@ -6,12 +6,12 @@ One sequence, a static KV cache, projections that share an input in one product,
 graph for each decoded token. For `oq-bench --peer`, as transformers_llama.py.
 """
 
-import argparse
-import json
+import functools
 import time
 
 import torch
 import torch.nn.functional as F
+from oq_peer import report
 
 SHAPES = {
     "llama-7b": dict(hidden=4096, mlp=11008, blocks=32, heads=32, vocab=32000),
@@ -105,6 +105,7 @@ class Decoder:
         return self.out.item()
 
 
+@torch.inference_mode()
 def rate(model, decoder, decode, tokens, depth):
     ids = torch.arange(1, depth + tokens + 1, device=model.device).remainder(model.vocab)
     positions = model.all_positions
@@ -121,27 +122,11 @@ def rate(model, decoder, decode, tokens, depth):
 
 
 @torch.inference_mode()
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-7b")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("-p", type=int, default=512)
-    parser.add_argument("-n", type=int, default=64)
-    parser.add_argument("-d", default="0,480")
-    a = parser.parse_args()
-    results = []
-    for depth in map(int, a.d.split(",")):
-        for decode, tokens in ((False, a.p), (True, a.n)):
-            # A cache of its own for each test, for attention reads all of a static one.
-            model = Llama(SHAPES[a.shape], depth + tokens, a.device)
-            decoder = Decoder(model) if decode else None
-            name = f"{'tg' if decode else 'pp'}{tokens}" + (f" @ d{depth}" if depth else "")
-            rate(model, decoder, decode, tokens, depth)  # a warm-up, as oq-bench has one
-            results.append({"test": name,
-                            "tokens_per_second": rate(model, decoder, decode, tokens, depth)})
-            del model, decoder
-    print(json.dumps({"results": results}))
+def prepare(shape, device, decode, tokens, depth):
+    # A cache of its own for each test, for attention reads all of a static one.
+    model = Llama(shape, depth + tokens, device)
+    return functools.partial(rate, model, Decoder(model) if decode else None, decode, tokens, depth)
 
 
 if __name__ == "__main__":
-    main()
+    report(__doc__, SHAPES, prepare)

@@ -5,11 +5,11 @@ For `oq-bench --peer`: prints JSON as oq-bench does, one rate for each of its te
 Tokens are fed one after another and the likeliest is taken, as oq-bench does.
 """
 
-import argparse
-import json
+import functools
 import time
 
 import torch
+from oq_peer import report
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
@@ -23,7 +23,7 @@ SHAPES = {
 
 def make_model(shape, device):
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=2048))
+        model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=2048))
     model = model.to(torch.float16).to_empty(device=device).eval()
     for parameter in model.parameters():
         torch.nn.init.uniform_(parameter, -0.02, 0.02)
@@ -54,22 +54,14 @@ def rate(model, device, decode, tokens, depth):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-7b")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("-p", type=int, default=512)
-    parser.add_argument("-n", type=int, default=64)
-    parser.add_argument("-d", default="0,480")
-    a = parser.parse_args()
-    model = make_model(a.shape, a.device)
-    results = []
-    for depth in map(int, a.d.split(",")):
-        for decode, tokens in ((False, a.p), (True, a.n)):
-            name = f"{'tg' if decode else 'pp'}{tokens}" + (f" @ d{depth}" if depth else "")
-            rate(model, a.device, decode, tokens, depth)  # a warm-up, as oq-bench has one
-            results.append({"test": name,
-                            "tokens_per_second": rate(model, a.device, decode, tokens, depth)})
-    print(json.dumps({"results": results}))
+    models = {}
+
+    def prepare(shape, device, decode, tokens, depth):
+        if not models:  # one for all tests
+            models[device] = make_model(shape, device)
+        return functools.partial(rate, models[device], device, decode, tokens, depth)
+
+    report(__doc__, SHAPES, prepare)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/stream.h"
 
+#include <mutex>
 #include <string>
 #include <unordered_set>
 
@@ -204,9 +205,12 @@ std::optional<double> measured(Stream& stream, const std::function<void()>& work
 namespace {
 
 /// Lets a kernel have as much shared memory as a block can, once: were it what each launch wants, a
-/// small launch would take it from a larger one that a graph has recorded or is recording.
+/// small launch would take it from a larger one that a graph has recorded or is recording. Threads
+/// with streams of their own share what is known.
 void raise_shared(const Stream& stream, const char* name, const void* kernel) {
+  static std::mutex mutex;
   static std::unordered_set<const void*> raised;
+  const std::lock_guard lock(mutex);
   if (raised.count(kernel) != 0) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              int(stream.block_shared())),

@@ -8,6 +8,7 @@
 
 #include <doctest/doctest.h>
 
+#include "tests/calibrate/problem.h"
 #include "tests/support.h"
 #include "tests/tiny_oq.h"
 #include "tests/variants.h"
@@ -15,19 +16,12 @@
 
 using namespace oq;
 using namespace oq::calibrate;
+using test::normals;
 using test::TempDir;
 
 namespace {
 
 constexpr int64_t kTokens = 90;  ///< more than a tile of queries
-
-std::vector<float> noise(size_t n, float size, uint32_t seed) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal(0, size);
-  std::vector<float> v(n);
-  for (float& x : v) x = normal(rng);
-  return v;
-}
 
 double dot(std::span<const float> a, std::span<const float> b) {
   double sum = 0;
@@ -57,8 +51,8 @@ struct Problem {
         config(c),
         scheme(Scheme::parse(scheme_text)),
         weights(load_finished(*file, c, scheme, 0)),
-        x(noise(size_t(kTokens * c.hidden), 1, 5)),
-        weigh(noise(x.size(), 1, 6)),
+        x(normals(size_t(kTokens * c.hidden), 5)),
+        weigh(normals(x.size(), 6)),
         graph(*file, config, kTokens, pool) {}
 
   static std::shared_ptr<const File> make(const TempDir& dir, const ModelConfig& c,
@@ -225,7 +219,7 @@ TEST_CASE("gradients of a block are what finite differences say, for every varia
       if (none) return;
       // Half along the gradient, where the slope is large against rounding, half anywhere.
       std::vector<float> direction =
-          noise(tensor.size(), 1.0f / std::sqrt(float(tensor.size())), 9);
+          normals(tensor.size(), 9, 0, 1.0f / std::sqrt(float(tensor.size())));
       for (size_t i = 0; i < direction.size(); ++i) direction[i] += float(gradient[i] / length);
       // A router may choose otherwise after a larger step.
       CHECK(p.slope(tensor, direction, name == "router" ? 1e-3f : 1e-2f) ==
@@ -243,7 +237,7 @@ TEST_CASE("an attention map has rows of 1, and its gradient is what finite diffe
       for (float& v : entry.second.weight.values()) v *= 0.4f;
     }
     std::vector<float> map(kTokens * kTokens), y(p.x.size()), dx(p.x.size());
-    const std::vector<float> weigh = noise(map.size(), 1, 11), none(p.x.size());
+    const std::vector<float> weigh = normals(map.size(), 11), none(p.x.size());
     const auto value = [&] {
       p.graph.forward(p.weights, p.scheme, p.x.data(), kTokens, y.data(), map.data());
       return dot(map, weigh);

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "tests/calibrate/first_block.h"
+#include "tests/calibrate/problem.h"
 #include "tests/calibrate/small_run.h"
 #include "tests/variants.h"
 #include "tools/calibrate/learn/loss.h"
@@ -19,17 +20,10 @@
 using namespace oq;
 using namespace oq::calibrate;
 using test::FirstBlock;
+using test::normals;
 using test::TempDir;
 
 namespace {
-
-std::vector<float> normals(size_t n, uint32_t seed) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal(0, 1);
-  std::vector<float> v(n);
-  for (float& x : v) x = normal(rng);
-  return v;
-}
 
 /// The loss that a block of given parameters has.
 double loss_of(FirstBlock& block, const BlockParameters& p, const char* scheme,

@@ -9,6 +9,7 @@
 #include "format/scheme.h"
 #include "kernels/kv_grid.h"
 #include "kernels/reference/ops.h"
+#include "tests/calibrate/problem.h"
 #include "tools/calibrate/learn/activation_quantizer.h"
 #include "tools/calibrate/learn/adamw.h"
 #include "tools/calibrate/learn/loss.h"
@@ -17,16 +18,9 @@
 
 using namespace oq;
 using namespace oq::calibrate;
+using test::normals;
 
 namespace {
-
-std::vector<float> normals(size_t n, uint32_t seed, float mean = 0) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal(mean, 1);
-  std::vector<float> v(n);
-  for (float& x : v) x = normal(rng);
-  return v;
-}
 
 Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float mean = 0) {
   return {rows, cols, normals(size_t(rows * cols), seed, mean)};

@@ -10,6 +10,14 @@
 
 namespace oq::test {
 
+inline std::vector<float> normals(size_t n, uint32_t seed, float mean = 0, float size = 1) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal(mean, size);
+  std::vector<float> v(n);
+  for (float& x : v) x = normal(rng);
+  return v;
+}
+
 /// Numbers that look like a linear's weights and inputs. Inputs are correlated, because otherwise
 /// there is nothing to make up for, and some channels are far larger than others.
 struct Problem {

@@ -17,6 +17,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr std::chrono::milliseconds kOfTheNext{20};  ///< well inside the next block's learning
+
 std::vector<std::string> arguments(const fs::path& in, const fs::path& out) {
   return {tool("oq-calibrate"), in,         "-o",        out,    "--method",  "gptq",
           "--scheme",           "w3a16g64", "--text",    "self", "--windows", "6",
@@ -31,6 +33,16 @@ bool wait_for_file(const fs::path& path, pid_t process) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return true;
+}
+
+/// Starts a run that is killed `later` than the moment when it has finished a block.
+void kill_behind(const std::vector<std::string>& args, const TempDir& dir, const fs::path& block,
+                 std::chrono::milliseconds later = {}) {
+  const pid_t child = start(args, dir.path());
+  REQUIRE(wait_for_file(block, child));
+  std::this_thread::sleep_for(later);
+  kill(child, SIGKILL);
+  REQUIRE(wait_for(child) == -SIGKILL);
 }
 
 /// Puts `value` in the middle of a tensor of a finished file.
@@ -56,10 +68,7 @@ TEST_CASE("a killed run that is resumed comes to the bytes of one that was not")
 
   auto args = arguments(dir / "in.oq", dir / "killed.oq");
   for (const char* block : {"block-0002.oq", "block-0011.oq"}) {  // twice, the second one resumed
-    const pid_t child = start(args, dir.path());
-    REQUIRE(wait_for_file(dir / "killed.oq.work" / block, child));
-    kill(child, SIGKILL);
-    REQUIRE(wait_for(child) == -SIGKILL);
+    kill_behind(args, dir, dir / "killed.oq.work" / block);
     CHECK_FALSE(fs::exists(dir / "killed.oq"));
     if (args.back() != "--resume") args.emplace_back("--resume");
   }
@@ -86,11 +95,7 @@ TEST_CASE("learning that is killed in the middle of a block is resumed to the sa
 
   auto args = learn(dir / "killed.oq");
   for (const char* block : {"block-0000.oq", "block-0001.oq"}) {
-    const pid_t child = start(args, dir.path());
-    REQUIRE(wait_for_file(dir / "killed.oq.work" / block, child));
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // of the next block's epochs
-    kill(child, SIGKILL);
-    REQUIRE(wait_for(child) == -SIGKILL);
+    kill_behind(args, dir, dir / "killed.oq.work" / block, kOfTheNext);
     CHECK_FALSE(fs::exists(dir / "killed.oq"));
     CHECK_FALSE(fs::exists(dir / "killed.oq.work/block-0002.oq"));
     if (args.back() != "--resume") args.emplace_back("--resume");
@@ -116,11 +121,7 @@ TEST_CASE("a killed search for the best of all methods is resumed to the same by
   REQUIRE_MESSAGE(whole.code == 0, whole.err);
 
   auto args = search(dir / "killed.oq");
-  const pid_t child = start(args, dir.path());
-  REQUIRE(wait_for_file(dir / "killed.oq.work/block-0000.oq", child));
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // of the next block's search
-  kill(child, SIGKILL);
-  REQUIRE(wait_for(child) == -SIGKILL);
+  kill_behind(args, dir, dir / "killed.oq.work/block-0000.oq", kOfTheNext);
   CHECK_FALSE(fs::exists(dir / "killed.oq"));
   CHECK_FALSE(fs::exists(dir / "killed.oq.work/block-0002.oq"));
   args.emplace_back("--resume");

@@ -10,21 +10,15 @@
 #include <doctest/doctest.h>
 
 #include "kernels/activation_grid.h"
+#include "tests/calibrate/problem.h"
 #include "tools/calibrate/learn/activation_quantizer.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
 
 using namespace oq;
 using namespace oq::calibrate;
+using test::normals;
 
 namespace {
-
-std::vector<float> normals(size_t n, uint32_t seed, float mean = 0) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal(mean, 1);
-  std::vector<float> v(n);
-  for (float& x : v) x = normal(rng);
-  return v;
-}
 
 struct Ends {
   double low, high;

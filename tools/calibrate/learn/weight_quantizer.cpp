@@ -71,7 +71,7 @@ void WeightQuantizer::fit(int64_t row, int64_t group, const Range& r, const Clip
     steps = float(packing_.zero);
   }
   float scale = std::clamp(rounded(span / steps), kLeastScale, kLargestScale);
-  if (stored_scales_) scale = to_float(to_f16(scale));
+  if (stored_scales_) scale = as_f16(scale);
   scales_(row, group) = scale;
   zeros_(row, group) =
       is_symmetric(packing_)

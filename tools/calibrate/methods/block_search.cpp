@@ -41,13 +41,14 @@ void BlockSearch::start(const Choice& best, double least) {
 }
 
 void BlockSearch::buy() {
+  const int64_t first = job_.config().experts > 0 ? 0 : first_judged();
   std::vector<std::vector<Price>> items;
   for (const auto& [name, candidates] : variant_.candidates) set(name, nullptr);
   for (const auto& [name, candidates] : variant_.candidates) {
     std::vector<Price>& item = items.emplace_back();
     for (const Candidate& c : candidates) {
       set(name, &c);
-      item.push_back({c.bytes(), measure()});
+      item.push_back({c.bytes(), measure(first)});
     }
     set(name, nullptr);
   }
@@ -82,7 +83,7 @@ uint64_t BlockSearch::bytes(const Choice& choice) const {
 
 double BlockSearch::error(const Choice& choice) {
   for (const auto& [name, index] : choice) set(name, &variant_.candidates.at(name)[index]);
-  return measure();
+  return measure(first_judged());
 }
 
 void BlockSearch::consider(const Choice& choice) {
@@ -103,10 +104,14 @@ void BlockSearch::set(const std::string& name, const Candidate* c) {
   l.weak = c != nullptr ? c->linear.weak : std::vector<uint32_t>();
 }
 
-double BlockSearch::measure() {
+int64_t BlockSearch::first_judged() const {
+  return job_.windows() < job_.all_windows() ? job_.windows() : 0;
+}
+
+/// On the windows from `first` on.
+double BlockSearch::measure(int64_t first) {
   double sum = 0;
   const int64_t cols = job_.config().hidden, end = job_.all_windows();
-  const int64_t first = job_.windows() < end ? job_.windows() : 0;
   for (int64_t w = first; w < end; ++w) {
     x_.assign(job_.input(w).begin(), job_.input(w).end());
     unused_.assign(x_.size(), 0);

@@ -42,8 +42,9 @@ class BlockSearch {
   void start();
   /// Instead: where another search of this variant has ended, with that error.
   void start(const Choice& best, double least);
-  /// What the budget buys, by the error of each candidate alone. Throws oq::Error where it buys
-  /// nothing.
+  /// What the budget buys, by the error of each candidate alone. Experts are priced on all windows:
+  /// one that no token held out chose would seem to cost nothing at any width. Throws oq::Error
+  /// where it buys nothing.
   void buy();
   /// Linear by linear, whatever candidate leaves less error than the one before.
   void improve();
@@ -57,7 +58,8 @@ class BlockSearch {
   double error(const Choice& choice);
   void consider(const Choice& choice);
   void set(const std::string& name, const Candidate* candidate);
-  double measure();
+  int64_t first_judged() const;
+  double measure(int64_t first);
 
   BlockJob& job_;
   const Variant& variant_;
