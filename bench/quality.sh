@@ -31,7 +31,7 @@ if [ "${1:-}" = --learned ]; then
   table=("full f16")
   for scheme in w3a16 w2a16g64 w2a8 'w2*a8' w4a4q4kv4 w4a16g64; do
     table+=("rtn $scheme" "gptq $scheme" "gptq $scheme --no-act-order --tuning minmax" "omniquant $scheme")
-    if [[ $scheme = w2a16* ]]; then table+=("omniquant $scheme --aug-loss"); fi
+    if [[ $scheme = w2a16* ]]; then table+=("omniquant $scheme --no-aug-loss"); fi
     if [[ $scheme != *a16* ]]; then table+=("smoothquant $scheme" "awrq $scheme" "abq $scheme"); fi
     table+=("auto $scheme")
     if [ "$scheme" = w3a16 ]; then table+=("auto $scheme --target-bits 2.8"); fi

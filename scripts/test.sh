@@ -14,7 +14,7 @@ full=
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(style release nvcc asan simt scalar neon tsan fuzz tidy)
 fuzz_seconds=20
-simt='^(emulator|cuda|cuda\.(models|reverse|random))$'  # the tests of stage simt
+simt='^(emulator|cuda|cuda\.(models|reverse|random))$'  # the tests of stage simt, and in release
 without_data=(-LE data)  # what takes minutes under a sanitizer or without SIMD
 if [ -n "$full" ]; then
   fuzz_seconds=300
@@ -37,7 +37,7 @@ stage_release() { build release && run_ctest release; }
 
 stage_asan() {
   export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
-  build asan && run_ctest asan "${without_data[@]}" -E "$simt"
+  build asan && run_ctest asan -j "$(nproc)" "${without_data[@]}" -E "$simt"
 }
 
 # The CUDA kernels on the emulator, in every thread order, under AddressSanitizer.
@@ -60,7 +60,7 @@ stage_tsan() {
   run_ctest tsan -R '^(kernels|runtime)$'
 }
 
-stage_scalar() { build scalar && run_ctest scalar "${without_data[@]}"; }
+stage_scalar() { build scalar && run_ctest scalar "${without_data[@]}" -E "$simt"; }
 
 # The kernels of 64-bit Arm, on the CPUs that qemu plays: one with dotprod and one without.
 stage_neon() {

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
+#include "format/file.h"
 #include "tests/eval/models.h"
 
 using namespace oq;
@@ -232,6 +233,26 @@ TEST_CASE("oq-calibrate --json has every block's loss by epoch, and its errors")
   const auto chosen = made({"--method", "auto", "--scheme", "w3a16", "--epochs", "1"});
   REQUIRE(chosen["output_errors"].size() == learned["losses"].size());
   for (const auto& error : chosen["output_errors"]) CHECK(error.get<double>() > 0);
+}
+
+TEST_CASE("oq-calibrate learns towards a second target at 2 bits of weights alone, or when asked") {
+  const Models& m = models();
+  const TempDir dir;
+  const std::string made = dir / "made.oq";
+  for (const auto& [scheme, flag, second] :
+       {std::tuple("w2a16", "--let", true), std::tuple("w2*a16", "--let", true),
+        std::tuple("w2a16", "--no-aug-loss", false), std::tuple("w2a16", "--faithful", false),
+        std::tuple("w3a16", "--let", false), std::tuple("w3a16", "--aug-loss", true),
+        std::tuple("w2a8", "--let", false)}) {
+    CAPTURE(scheme);
+    CAPTURE(flag);
+    const ProcessResult r =
+        run({tool("oq-calibrate"), m.f16, "-o", made, "--method", "omniquant", "--scheme", scheme,
+             "--text", m.text, "--windows", "2", "--window", "32", "--epochs", "1", flag});
+    REQUIRE_MESSAGE(r.code == 0, r.err);
+    const auto how = File::open(made)->metadata().get<std::string>("calibration.options");
+    CHECK((how.find(" --aug-loss") != std::string::npos) == second);
+  }
 }
 
 TEST_CASE("oq-calibrate refuses what it could not measure or report before it calibrates") {

@@ -39,7 +39,7 @@ struct Arguments {
   CLI::Option* method = nullptr;
   // Whose defaults are not fixed.
   CLI::Option *clip = nullptr, *transform = nullptr, *clip_rate = nullptr,
-              *transform_rate = nullptr;
+              *transform_rate = nullptr, *aug_loss = nullptr;
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -113,9 +113,10 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
   a.clip_rate = rate("--lwc-lr", l.clip_rate, "omniquant, abq, auto: learning rate of clipping");
   a.transform_rate =
       rate("--let-lr", l.transform_rate, "omniquant, abq, auto: learning rate of transformations");
-  app.add_flag("--aug-loss", l.aug_loss,
-               "omniquant, abq, auto: learn also towards the full-precision block on the quantized "
-               "one's inputs");
+  a.aug_loss = app.add_flag(
+      "--aug-loss,!--no-aug-loss", l.aug_loss,
+      "omniquant, abq, auto: learn also towards the full-precision block on the quantized one's "
+      "inputs (the default where only weights are quantized, to 2 bits, but for --faithful)");
   app.add_option("--attention-loss", l.attention_share,
                  "abq: share in the loss of the divergence of attention maps")
       ->check(CLI::Range(0.0, 100.0))
@@ -213,6 +214,10 @@ void settle_learning(Arguments& a) {
   o.learning.transform_given = a.transform->count() > 0;
   if (!o.learning.transform_given) {
     o.learning.transform = o.method == "abq" || !faithful || o.scheme.quantizes_activations();
+  }
+  if (a.aug_loss->count() == 0) {
+    const bool weights_alone = !o.scheme.quantizes_activations();
+    o.learning.aug_loss = !faithful && weights_alone && o.scheme.weight_bits == 2;
   }
   if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
     throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");

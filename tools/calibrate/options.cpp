@@ -59,7 +59,7 @@ std::string training_options(const Options& o) {
     if (l.clip) t += fmt::format(" --lwc-lr {}", l.clip_rate);
     if (l.transform) t += fmt::format(" --let-lr {}", l.transform_rate);
     if (starts_from_inputs(o) && !o.smooth) t += fmt::format(" --alpha {}", o.alpha);
-    if (l.aug_loss) t += " --aug-loss";
+    t += l.aug_loss ? " --aug-loss" : " --no-aug-loss";
     if (l.attention_share > 0) t += fmt::format(" --attention-loss {}", l.attention_share);
     if (!o.act_scales.empty()) t += " --act-scales " + o.act_scales.filename().string();
     if (!o.act_shifts.empty()) t += " --act-shifts " + o.act_shifts.filename().string();

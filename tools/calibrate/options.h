@@ -71,7 +71,7 @@ bool starts_from_inputs(const Options& options);
 bool observes_inputs(const Options& options);
 
 /// Whether learning aims at the full-precision block on the quantized block's inputs as well: with
-/// --aug-loss; the code of ABQ's authors always does.
+/// --aug-loss; the code of ABQ's authors always does. OmniQuant's scripts ask for it at 2 bits.
 bool aims_at_own_targets(const Options& options);
 
 /// Whether q, k and v of a token are each quantized in one range over all heads: as the references
