@@ -17,11 +17,14 @@ set(OQ_CUDA_BACKEND attention.cpp batch.cpp cuda_backend.cpp device_plan.cpp eng
   integers.cpp linear.cpp random_weight.cpp ranker.cpp steps.cpp weight.cpp)
 list(TRANSFORM OQ_CUDA_BACKEND PREPEND ${PROJECT_SOURCE_DIR}/runtime/backend/cuda/)
 
-# On where a CUDA toolkit of 12.0 or later is found, unless somebody chose; builds with a
-# sanitizer or for another machine are for the host alone.
+# On where a CUDA toolkit of 12.0 or later is found, with cuBLAS's header (the library is loaded when
+# it is wanted), unless somebody chose; builds with a sanitizer or for another machine are for the
+# host alone.
 find_package(CUDAToolkit 12.0 QUIET)
 set(found OFF)
-if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE AND NOT OQ_SANITIZE
+find_path(OQ_CUBLAS_HEADER cublas_v2.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+mark_as_advanced(OQ_CUBLAS_HEADER)
+if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE AND OQ_CUBLAS_HEADER AND NOT OQ_SANITIZE
    AND NOT CMAKE_CROSSCOMPILING)
   set(found ON)
 endif()
@@ -32,8 +35,9 @@ set(OQ_CUDA_ARCHITECTURES 80 90a CACHE STRING
 if(NOT OQ_CUDA)
   return()
 endif()
-if(NOT CUDAToolkit_FOUND OR NOT CUDAToolkit_NVCC_EXECUTABLE)
-  message(FATAL_ERROR "OQ_CUDA is on, but there is no nvcc of 12.0 or later on the PATH")
+if(NOT CUDAToolkit_FOUND OR NOT CUDAToolkit_NVCC_EXECUTABLE OR NOT OQ_CUBLAS_HEADER)
+  message(FATAL_ERROR
+    "OQ_CUDA is on, but there is no nvcc of 12.0 or later on the PATH, or no cublas_v2.h beside it")
 endif()
 
 execute_process(COMMAND ${CUDAToolkit_NVCC_EXECUTABLE} --list-gpu-code

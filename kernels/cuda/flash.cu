@@ -341,9 +341,9 @@ constexpr int depth_of(const KvArgs& kv) { return (kv.dim + 15) / 16 * 16; }
 
 template <KvType kType>
 __global__ void __launch_bounds__(kFlashThreads, 3) flash_kernel(AttentionArgs a) {
-  const int run = block_y() / a.kv.kv_heads, kv_head = block_y() % a.kv.kv_heads;
-  const int first_query = (grid_x() - 1 - block_x()) * kFlashQueries;
-  FlashBlock<kType> block(a, depth_of(a.kv), run, kv_head, first_query);
+  const int blocks = grid_x() / a.runs, run = block_x() / blocks;  // grid.y has room for heads only
+  const int first_query = (blocks - 1 - block_x() % blocks) * kFlashQueries;
+  FlashBlock<kType> block(a, depth_of(a.kv), run, block_y(), first_query);
   if (!block.is_empty()) block.run();
 }
 
@@ -355,8 +355,8 @@ void start_flash(Stream& stream, const AttentionArgs& a) {
          a);
   const int queries = a.longest_run * (a.heads / a.kv.kv_heads);
   launch(stream, "flash_attention", flash_kernel<kType>,
-         {.x = (queries + kFlashQueries - 1) / kFlashQueries,
-          .y = a.runs * a.kv.kv_heads,
+         {.x = (queries + kFlashQueries - 1) / kFlashQueries * a.runs,
+          .y = a.kv.kv_heads,
           .threads = kFlashThreads,
           .shared = FlashShared::bytes(depth_of(a.kv), kPlanes<kType>)},
          a);

@@ -52,8 +52,9 @@ class BlockInput {
     const float v = row(m)[k];
     if (args_.norm.kind == NormKind::none) return v;
     const TokenStats& s = stats_[m];
-    const float y = (v - s.mean) * s.inv * args_.norm.weight[k];
-    return args_.norm.kind == NormKind::layer ? y + args_.norm.bias[k] : y;
+    const float y = (v - s.mean) * s.inv;
+    return fmaf(y, args_.norm.weight[k],
+                args_.norm.kind == NormKind::layer ? args_.norm.bias[k] : 0.0f);
   }
 
  private:

@@ -4,7 +4,8 @@
 #include "kernels/cuda/integer.h"
 
 /// How a block puts rows of x onto their grids: norm, range, codes. All threads of a block of
-/// kThreads call these together, so that the same row gives the same bits whoever asks.
+/// kThreads call these together, so that the same row gives the same bits whoever asks: where a
+/// product meets a sum, fmaf says so, or the compiler would choose in each kernel anew.
 namespace oq::cuda {
 
 /// A row of x, and which of its columns are live.
@@ -35,21 +36,24 @@ OQ_DEVICE const float* row_of(const InputArgs& in, int expert, int i) {
 OQ_DEVICE float normed(const NormArgs& norm, const RowStats& s, const float* x, int k) {
   const float v = x[k];
   if (norm.kind == NormKind::none) return v;
-  const float y = (v - s.mean) * s.inv * norm.weight[k];
-  return norm.kind == NormKind::layer ? y + norm.bias[k] : y;
+  const float y = (v - s.mean) * s.inv;
+  return fmaf(y, norm.weight[k], norm.kind == NormKind::layer ? norm.bias[k] : 0.0f);
 }
 
 /// `scratch` has kWarps floats.
 OQ_DEVICE RowStats measure(const NormArgs& norm, const SourceRow& row, float* scratch) {
   RowStats s{0.0f, 1.0f, INFINITY, -INFINITY};
-  const auto over = [&](auto term) {
+  const auto over = [&](auto added) {
     float sum = 0;
-    for (int k = thread_id(); k < row.cols; k += kThreads) sum += term(row.x[k]);
+    for (int k = thread_id(); k < row.cols; k += kThreads) sum = added(sum, row.x[k]);
     return block_reduce<Sum>(sum, scratch);
   };
-  if (norm.kind == NormKind::layer) s.mean = over([](float v) { return v; }) / float(row.cols);
+  if (norm.kind == NormKind::layer) {
+    s.mean = over([](float sum, float v) { return sum + v; }) / float(row.cols);
+  }
   if (norm.kind != NormKind::none) {
-    const float square = over([&](float v) { return (v - s.mean) * (v - s.mean); });
+    const float square =
+        over([&](float sum, float v) { return fmaf(v - s.mean, v - s.mean, sum); });
     s.inv = 1.0f / sqrtf(square / float(row.cols) + norm.eps);
   }
   float poison = 0;
@@ -58,7 +62,7 @@ OQ_DEVICE RowStats measure(const NormArgs& norm, const SourceRow& row, float* sc
     const float v = normed(norm, s, row.x, k);
     s.low = fminf(s.low, v);
     s.high = fmaxf(s.high, v);
-    poison += v * 0.0f;
+    poison = fmaf(v, 0.0f, poison);
   }
   poison = block_reduce<Sum>(poison, scratch);
   s.low = block_reduce<Min>(s.low, scratch) + poison;

@@ -87,8 +87,7 @@ __global__ void norm_kernel(NormRowsArgs a) {
   const float square = over([&](float v) { return (v - mean) * (v - mean); });
   const float inv = 1.0f / sqrtf(square / float(a.cols) + a.norm.eps);
   for (int k = thread_id(); k < a.cols; k += kThreads) {
-    const float y = (x[k] - mean) * inv * a.norm.weight[k];
-    x[k] = centred ? y + a.norm.bias[k] : y;
+    x[k] = fmaf((x[k] - mean) * inv, a.norm.weight[k], centred ? a.norm.bias[k] : 0.0f);
   }
 }
 

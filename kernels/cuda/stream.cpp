@@ -17,6 +17,7 @@ constexpr size_t kOrdinaryShared = 48 << 10;  ///< beyond it a kernel has to ask
 
 void check(cudaError_t status, const char* what, const std::string& where = "CUDA") {
   if (status == cudaSuccess) return;
+  cudaGetLastError();  // told here: the next launch is not to be blamed for it
   std::string hint = "use --backend cpu";
   if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion) {
     hint = "build OQ with this device's architecture in OQ_CUDA_ARCHITECTURES, or " + hint;

@@ -55,7 +55,7 @@ esac
 EOF
 stand_in "$work/path/nvidia-smi" <<<'echo "state of the GPU"'
 stand_in "$work/path/compute-sanitizer" <<'EOF'
-shift 4
+while [[ $1 != */test-gpu ]]; do shift; done
 exec "$@"
 EOF
 export PATH=$work/path:$PATH NVIDIA=$work/nvidia

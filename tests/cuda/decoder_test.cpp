@@ -49,6 +49,8 @@ class Pair {
   }
 
   double worst() const { return worst_; }
+  /// By how much the CPU's first token led where the device has another: the most.
+  double overtaken() const { return overtaken_; }
   double spread() const { return spread_; }  ///< of the logits, so that a limit means something
 
  private:
@@ -71,24 +73,27 @@ class Pair {
       if (i != best && a[i] > a[second]) second = i;
     }
     const auto greedy = size_t(std::max_element(b.begin(), b.end()) - b.begin());
-    if (a[best] - a[second] > 2e-3f) CHECK(greedy == best);
+    if (greedy != best) overtaken_ = std::max(overtaken_, double(a[best]) - double(a[second]));
   }
 
   Decoder::Options options_;
   Decoder cpu_, cuda_;
   int token_ = 3;
-  double worst_ = 0, spread_ = 0;
+  double worst_ = 0, spread_ = 0, overtaken_ = 0;
 };
 
 /// How far logits may be apart. On the emulator, with tokens that begin with 3, no input of a
 /// linear lies so close to the middle between two codes of its grid that the last bits of two
 /// orders of summation decide. With most others one does (six of eight tried), and a GPU sums in an
 /// order of its own: then everything behind it differs by some hundredths, which says nothing of a
-/// backend. The same goes for codes of keys and values.
+/// backend. The same goes for codes of keys and values, and, by thousandths, for keys and values in
+/// f16 (a guess: no GPU has shown it yet).
 double limit_of(const TinyOq& tiny, int kv_bits, double spread) {
-  const bool codes =
-      Scheme::parse(tiny.scheme).activation_bits < 16 || (kv_bits > 0 && kv_bits <= 8);
-  return codes && !kEmulated ? spread / 8 : 1e-3;
+  if (kEmulated) return 1e-3;
+  const Scheme scheme = Scheme::parse(tiny.scheme);
+  const int kv = kv_bits > 0 ? kv_bits : scheme.kv_bits;
+  if (scheme.activation_bits < 16 || kv <= 8) return spread / 8;
+  return kv == 16 ? 4e-3 : 1e-3;
 }
 
 void check(const TinyOq& tiny, int kv_bits = 0, int max_rows = 80) {
@@ -101,7 +106,9 @@ void check(const TinyOq& tiny, int kv_bits = 0, int max_rows = 80) {
   CAPTURE(tiny.scheme);
   CAPTURE(kv_bits);
   CHECK(pair.spread() > 0.5);
-  CHECK(pair.worst() <= limit_of(tiny, kv_bits, pair.spread()));
+  const double limit = limit_of(tiny, kv_bits, pair.spread());
+  CHECK(pair.worst() <= limit);
+  CHECK(pair.overtaken() <= 2 * limit);
 }
 
 }  // namespace
@@ -228,7 +235,9 @@ TEST_CASE("a long prompt through weights of f16, without --exact by matrix produ
     CAPTURE(exact);
     // Activations become f16. Weights are larger here than in packed models, and softmax sharper:
     // logits differ by 2^-8.1 of the largest (measured; batch_test holds the kernels tightly).
-    CHECK(pair.worst() <= (exact ? 1e-3 : pair.spread() / 128));
+    const double limit = exact ? 1e-3 : pair.spread() / 128;
+    CHECK(pair.worst() <= limit);
+    CHECK(pair.overtaken() <= 2 * limit);
   }
 }
 
@@ -247,7 +256,9 @@ TEST_CASE("a long prompt, and one beside others; without --exact by f16 and matr
       CAPTURE(config.experts);
       CAPTURE(config.kv_heads);
       CAPTURE(exact);
-      CHECK(pair.worst() <= (exact ? 1e-3 : pair.spread() / 512));
+      const double limit = exact ? 1e-3 : pair.spread() / 512;
+      CHECK(pair.worst() <= limit);
+      CHECK(pair.overtaken() <= 2 * limit);
     }
   }
 }

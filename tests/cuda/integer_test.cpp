@@ -48,9 +48,10 @@ class OneLinear {
   OneLinear(cuda::Stream& stream, const PackedBuilder& b, Engine engine, int bits)
       : stream_(stream), w_(stream, b), engine_(engine), bits_(bits) {}
 
-  /// `runs` of rows, where the range is per tensor. Fused too, up to 8 tokens: the same bits.
+  /// `runs` of rows, where the range is per tensor; `norm` before it. Fused too, up to 8 tokens:
+  /// the same bits.
   std::vector<float> run(const std::vector<float>& x, int tokens,
-                         const std::vector<int32_t>& runs = {}) {
+                         const std::vector<int32_t>& runs = {}, const cuda::NormArgs& norm = {}) {
     const DeviceRows in(stream_, tokens, w_.matrix.cols, x), out(stream_, tokens, w_.matrix.rows);
     const cuda::Memory run_list =
         runs.empty() ? cuda::Memory() : cuda::uploaded(stream_, std::span<const int32_t>(runs));
@@ -62,6 +63,7 @@ class OneLinear {
                           .expert_count = 0,
                           .weak_columns = w_.matrix.weak_columns};
     args.in.bits = bits_;
+    args.in.norm = norm;
     args.in.per_tensor = !runs.empty();
     args.in.runs = run_list.as<int32_t>();
     const int strips = w_.matrix.strips(), weak = w_.matrix.weak_columns;
@@ -165,6 +167,34 @@ TEST_CASE("both engines equal the reference at every width, shape, zero mode and
     const int tokens[] = {1, 3, 8, 2, 11, 5, 4};
     check_case(stream, c, 2 + turn * 2 % 7, tokens[turn % 7]);
     turn += turn % 8 == 7 ? 2 : 1;  // every width and shape comes by others
+  }
+}
+
+TEST_CASE("a norm before the codes gives the same bits fused, apart and by both engines") {
+  cuda::Stream stream;
+  Rng rng(23);
+  constexpr int kCols = 1031;
+  const PackedBuilder b = random_packed(rng, {19, kCols, {.bits = 4, .group = 128}});
+  const cuda::Memory weight =
+      cuda::uploaded(stream, std::span<const float>(random_floats(rng, kCols, 1.0f, 0.5f)));
+  const cuda::Memory bias =
+      cuda::uploaded(stream, std::span<const float>(random_floats(rng, kCols, 0.7f)));
+  for (const cuda::NormKind kind : {cuda::NormKind::rms, cuda::NormKind::layer}) {
+    const bool layer = kind == cuda::NormKind::layer;
+    const cuda::NormArgs norm{.kind = kind,
+                              .weight = weight.as<float>(),
+                              .bias = layer ? bias.as<float>() : nullptr,
+                              .eps = 1e-5f,
+                              .weight_peak = 4,
+                              .bias_peak = 4};
+    for (const int bits : {3, 8}) {
+      CAPTURE(bits);
+      CAPTURE(layer);
+      const auto x = random_floats(rng, 8 * kCols, 3.0f, 1.0f);
+      const auto got = OneLinear(stream, b, Engine::bytes, bits).run(x, 8, {}, norm);
+      if (!runs_planes()) continue;
+      CHECK(OneLinear(stream, b, Engine::planes, bits).run(x, 8, {}, norm) == got);
+    }
   }
 }
 

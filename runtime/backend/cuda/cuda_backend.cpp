@@ -42,6 +42,7 @@ class CudaBackend final : public Backend {
     cuda::run_nothing(stream_);  // shows a device that this build has no kernels for
     stream_.synchronize();
   }
+  ~CudaBackend() override { steps_.abandon(); }  // nothing can be freed while a step is recorded
 
   std::string description() const override {
     const std::string notice = linears_.notice();
@@ -211,11 +212,12 @@ bool ranges_cross_slices(const Plan& plan) {
 /// A step reads all weights, and where they become f16 for cuBLAS writes them and reads them again:
 /// the more rows share that the better, as long as there is room for them.
 int64_t CudaBackend::step_rows(const Plan& plan) const {
+  constexpr uint64_t kLibrary = uint64_t(128) << 20;  // cuBLAS's, before configure() counts again
   if (ranges_cross_slices(plan)) return cuda::kExpertRows;
   Plan tried = plan;
   for (const int64_t rows : {2048, 1024, 512}) {
     tried.max_rows = std::min(rows, plan.context * plan.sequences);
-    if (DevicePlan::of(tried).fits(cuda::device_memory())) return rows;
+    if (DevicePlan::of(tried).fits(cuda::device_memory(), kLibrary)) return rows;
   }
   return Backend::step_rows(plan);
 }

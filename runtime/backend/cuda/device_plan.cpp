@@ -15,7 +15,7 @@ namespace {
 
 /// Stays free for what the driver takes as it goes: modules, graphs, a library's workspace. A
 /// choice, not a measurement.
-constexpr uint64_t kReserve = uint64_t(128) << 20;
+constexpr uint64_t kReserve = uint64_t(256) << 20;
 
 /// What an allocation costs: large ones come in pages of 2 MiB, small ones share them.
 uint64_t taken(uint64_t bytes) {
@@ -67,8 +67,8 @@ std::string DevicePlan::str() const {
                      gb(total()), gb(weights), gb(kv), gb(buffers + staging));
 }
 
-bool DevicePlan::fits(const cuda::DeviceMemory& memory) const {
-  return total() + kReserve <= memory.free;
+bool DevicePlan::fits(const cuda::DeviceMemory& memory, uint64_t more) const {
+  return total() + kReserve + more <= memory.free;
 }
 
 void DevicePlan::check_fits(const cuda::DeviceMemory& memory) const {

@@ -22,7 +22,8 @@ struct DevicePlan {
   /// "4.12 GB of device memory: 3.57 of weights, 0.54 of KV cache, 0.01 of buffers"
   std::string str() const;
 
-  bool fits(const cuda::DeviceMemory& memory) const;
+  /// With so many bytes more.
+  bool fits(const cuda::DeviceMemory& memory, uint64_t more = 0) const;
   /// Throws cuda::DeviceError, with what to do, where it does not.
   void check_fits(const cuda::DeviceMemory& memory) const;
 };

@@ -152,6 +152,8 @@ cuda::Engine EngineTuner::by_rule(const cuda::DeviceInfo& device, const EngineSh
 std::optional<EngineChoice> EngineTuner::fastest(bool can_fuse, const Measure& measure) const {
   std::optional<EngineChoice> best;
   double least = 0;
+  // Thrown away: clocks rise with work, and would favour whoever comes last.
+  if (!measure({cuda::Engine::bytes, can_fuse})) return std::nullopt;
   for (const cuda::Engine engine : {cuda::Engine::bytes, cuda::Engine::planes}) {
     if (engine == cuda::Engine::planes && !device_.has_bit_planes()) continue;
     for (const bool fused : {false, true}) {

@@ -3,7 +3,7 @@
 namespace oq {
 namespace {
 
-constexpr size_t kMostShapes = 64;  ///< then all are forgotten: a graph takes memory too
+constexpr size_t kMostShapes = 16;  ///< then all are forgotten: a graph takes memory too
 
 }  // namespace
 
