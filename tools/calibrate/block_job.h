@@ -46,10 +46,10 @@ class BlockJob {
   const ModelConfig& config() const { return runner_.config(); }
   ThreadPool& pool() { return runner_.pool(); }
   BlockRunner& runner() { return runner_; }
-  /// Windows that may be learned from. Those behind them, up to all_windows, are held out.
+  /// Windows that a method may see. Those behind them, up to all_windows, are held out.
   int64_t windows() const { return hidden_.windows() - held_out_; }
   int64_t all_windows() const { return hidden_.windows(); }
-  /// Keeps the last windows for judging what is learned from the others.
+  /// Keeps the last windows, from now on, for judging what is made from the others.
   void hold_out(int64_t windows) { held_out_ = windows; }
   int64_t tokens() const { return hidden_.tokens(); }
   /// What enters the block, quantized as the blocks before it are, and what is to leave it, as in

@@ -5,8 +5,10 @@
 /// one, with errors made up for (GPTQ); for integer activations also from weights reformulated for
 /// them (AWRQ); with --weak-columns, all of that with weak columns (OWQ). Both blocks run with each
 /// way for all of their linears, and the best is where a search by single linears starts; what is
-/// not better is not taken. An eighth of the windows is held out to judge by: in the error of a
-/// block's output on these, no single method that was tried is better than the result.
+/// not better is not taken. Learning has all windows, as it has by itself; an eighth of them is
+/// held out from what makes up for errors, to judge by: in the error of a block's output on these,
+/// no single method that was tried is better than the result, and what takes the place of learned
+/// codes is better where those had the advantage.
 ///
 /// With --target-bits, linears have other widths as well. Each block may take its share of the
 /// bytes: what each linear costs at each width is measured with the rest of the block in full
@@ -92,10 +94,10 @@ class Auto final : public Method {
 
   void quantize(BlockJob& job) override {
     const Options& o = job.options();
-    job.hold_out(held_out_windows(job.all_windows()));
     const double learning = learning_share(job);
     job.part(0, learning);
     Variant plain{job.weights()}, learned = learn(job);
+    job.hold_out(held_out_windows(job.all_windows()));
     job.part(learning, 1);
     job.progress(0, "making up for errors");
     add_compensated(job, plain, {o.scheme.weight_bits});
