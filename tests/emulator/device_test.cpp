@@ -258,7 +258,7 @@ TEST_CASE("a step has as many rows as there is room for, where nobody says how m
   CHECK(rows({.context = 4096}) == 2048);
   CHECK(rows({.context = 700}) == 700);
   CHECK(rows({.context = 4096, .max_rows = 40}) == 40);
-  device->memory = (size_t(128) << 20) + (size_t(7) << 20);
+  device->memory = DevicePlan::kReserve + DevicePlan::kLibrary + (size_t(7) << 20);
   const int64_t fewer = rows({.context = 4096});
   CHECK(fewer < 2048);
   CHECK(fewer >= 256);
@@ -312,7 +312,7 @@ void check_plan(const TinyOq& tiny, int kv_bits, int32_t rows) {
   CHECK(taken <= reckoned.total());
   CHECK(reckoned.total() < taken + taken / 3);
   // The least that is enough is enough, and a byte less is not.
-  const size_t reserve = size_t(128) << 20;
+  const size_t reserve = DevicePlan::kReserve;
   CHECK_NOTHROW(reckoned.check_fits({reckoned.total() + reserve, size_t(1) << 40}));
   CHECK_THROWS_WITH_AS(reckoned.check_fits({reckoned.total() + reserve - 1, size_t(1) << 40}),
                        doctest::Contains("choose a smaller --ctx"), cuda::DeviceError);

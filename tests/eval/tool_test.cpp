@@ -239,19 +239,22 @@ TEST_CASE("oq-calibrate learns towards a second target at 2 bits of weights alon
   const Models& m = models();
   const TempDir dir;
   const std::string made = dir / "made.oq";
-  for (const auto& [scheme, flag, second] :
-       {std::tuple("w2a16", "--let", true), std::tuple("w2*a16", "--let", true),
-        std::tuple("w2a16", "--no-aug-loss", false), std::tuple("w2a16", "--faithful", false),
-        std::tuple("w3a16", "--let", false), std::tuple("w3a16", "--aug-loss", true),
-        std::tuple("w2a8", "--let", false)}) {
-    CAPTURE(scheme);
-    CAPTURE(flag);
+  struct Case {
+    std::string scheme, flag;
+    bool second;
+  };
+  for (const Case& c : {Case{"w2a16", "--let", true}, Case{"w2*a16", "--let", true},
+                        Case{"w2a16", "--no-aug-loss", false}, Case{"w2a16", "--faithful", false},
+                        Case{"w3a16", "--let", false}, Case{"w3a16", "--aug-loss", true},
+                        Case{"w2a8", "--let", false}}) {
+    CAPTURE(c.scheme);
+    CAPTURE(c.flag);
     const ProcessResult r =
-        run({tool("oq-calibrate"), m.f16, "-o", made, "--method", "omniquant", "--scheme", scheme,
-             "--text", m.text, "--windows", "2", "--window", "32", "--epochs", "1", flag});
+        run({tool("oq-calibrate"), m.f16, "-o", made, "--method", "omniquant", "--scheme", c.scheme,
+             "--text", m.text, "--windows", "2", "--window", "32", "--epochs", "1", c.flag});
     REQUIRE_MESSAGE(r.code == 0, r.err);
     const auto how = File::open(made)->metadata().get<std::string>("calibration.options");
-    CHECK((how.find(" --aug-loss") != std::string::npos) == second);
+    CHECK((how.find(" --aug-loss") != std::string::npos) == c.second);
   }
 }
 

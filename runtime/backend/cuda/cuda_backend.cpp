@@ -212,12 +212,12 @@ bool ranges_cross_slices(const Plan& plan) {
 /// A step reads all weights, and where they become f16 for cuBLAS writes them and reads them again:
 /// the more rows share that the better, as long as there is room for them.
 int64_t CudaBackend::step_rows(const Plan& plan) const {
-  constexpr uint64_t kLibrary = uint64_t(128) << 20;  // cuBLAS's, before configure() counts again
   if (ranges_cross_slices(plan)) return cuda::kExpertRows;
   Plan tried = plan;
   for (const int64_t rows : {2048, 1024, 512}) {
     tried.max_rows = std::min(rows, plan.context * plan.sequences);
-    if (DevicePlan::of(tried).fits(cuda::device_memory(), kLibrary)) return rows;
+    const DevicePlan memory = DevicePlan::of(tried);  // configure() counts again, behind cuBLAS
+    if (memory.fits(cuda::device_memory(), DevicePlan::kLibrary)) return rows;
   }
   return Backend::step_rows(plan);
 }

@@ -13,10 +13,6 @@
 namespace oq {
 namespace {
 
-/// Stays free for what the driver takes as it goes: modules, graphs, a library's workspace. A
-/// choice, not a measurement.
-constexpr uint64_t kReserve = uint64_t(256) << 20;
-
 /// What an allocation costs: large ones come in pages of 2 MiB, small ones share them.
 uint64_t taken(uint64_t bytes) {
   constexpr uint64_t kPage = uint64_t(2) << 20, kSmall = 512;

@@ -16,6 +16,12 @@ struct DevicePlan {
   uint64_t buffers = 0;  ///< activations, logits, scratch
   uint64_t staging = 0;  ///< a tensor on its way into tiles; given back when all are there
 
+  /// Stays free for what the driver takes as it goes: modules, graphs, a library's workspace. A
+  /// choice, not a measurement.
+  static constexpr uint64_t kReserve = uint64_t(256) << 20;
+  /// What cuBLAS takes when it is loaded, reckoned high.
+  static constexpr uint64_t kLibrary = uint64_t(128) << 20;
+
   static DevicePlan of(const Plan& plan);
 
   uint64_t total() const { return weights + kv + buffers + staging; }
