@@ -62,8 +62,8 @@ bring_programs() {
   why=$(timeout 90 "$bin/oq-bench-gpu" --version 2>&1 >/dev/null) && return
   say "the programs in $bin do not run here: ${why:-not even in 90 s}"
   [[ $why != *libcublas* ]] || die "no cuBLAS here: its folder belongs into LD_LIBRARY_PATH"
-  [ -f "$root/CMakePresets.json" ] || die "and there are no sources to build them from: bring OQ's"
-  command -v nvcc >/dev/null || die "and there is no nvcc to build them"
+  [ -f "$root/CMakePresets.json" ] || die "no sources to build them from: bring OQ's"
+  command -v nvcc >/dev/null || die "no nvcc to build them"
   say "building with $(nvcc --version | tail -n 1)"
   local options=() status=0
   [ ! -d "$bundle/deps" ] || options+=("-DOQ_DEPS=$bundle/deps")

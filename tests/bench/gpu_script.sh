@@ -10,18 +10,19 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/bin" "$work/bench/peers" "$work/path"
 cp "$script" "$work/bench/gpu.sh"
-export REAL=$real CALLS=$work/calls TESTS=pass KERNELS=pass
+export REAL=$real CALLS=$work/calls TESTS=pass KERNELS=pass LOADS=
 unset OUT OQ_PART_SECONDS OQ_TOTAL_SECONDS
 
 stand_in() { { printf '#!/usr/bin/env bash\n'; cat; } >"$1"; chmod +x "$1"; }
 stand_in "$work/bin/oq-bench-gpu" <<'EOF'
 case $1 in
-  --version) exit 0 ;;
+  --version) [ -z "$LOADS" ] || { echo "cannot load $LOADS" >&2; exit 127; } ;;
   device) echo "A GPU" ;;
   kernels)
     echo "kernels $*" >>"$CALLS"
     put() { "$REAL" put --results "$3" --device "A GPU" --table "$1" --key "$2" "${@:4}"; }
     limits=("The device's limits" "an empty kernel in a graph (t0)" "$3")
+    [ "$KERNELS" != no-row ] || { echo "no stream" >&2; exit 1; }
     [ "$KERNELS" != no-limits ] || { put "${limits[@]}" --failed broken; exit 1; }
     put "${limits[@]}" <<<'{"us": 1.3}'
     if [ "$KERNELS" = crash ] && [[ "$*" != *--skip-failed* ]]; then kill -SEGV $$; fi
@@ -107,6 +108,18 @@ KERNELS=crash gpu 0 kernels
 row w4 7
 KERNELS=no-limits gpu 1 kernels
 [ "$(called ^kernels)" = 1 ] || fail "went on without limits"
+anew
+KERNELS=no-row gpu 1 kernels
+row "an empty kernel in a graph (t0)" "before any row: no stream"
+[ "$(called ^kernels)" = 1 ] || fail "went on without a row"
+
+# Programs that do not run: why, and without cuBLAS nothing is built.
+LOADS=libcublas.so.13 gpu 1
+says "cannot load libcublas.so.13"
+says "no cuBLAS here"
+LOADS=libfmt.so.9 gpu 1
+says "cannot load libfmt.so.9"
+says "no sources to build them from"
 
 # --only, and time: of a part, and of a call whose program hangs.
 anew
