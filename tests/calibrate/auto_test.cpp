@@ -17,6 +17,7 @@
 #include "tools/calibrate/learn/loss.h"
 #include "tools/calibrate/methods/block_search.h"
 #include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/methods/output_judge.h"
 #include "tools/calibrate/preflight.h"
 #include "tools/calibrate/solver/gptq.h"
 #include "tools/calibrate/work_folder.h"
@@ -272,6 +273,28 @@ TEST_CASE("preflight counts the candidates that are kept") {
     CHECK(flight.memory > calibrate::preflight(*file, config, o, o.windows).memory);
     before = flight;
   }
+}
+
+TEST_CASE("preflight counts what judging by the model's predictions takes") {
+  const TempDir dir;
+  ModelConfig config = test::tiny_config();
+  calibrate::Options o;
+  const auto flight = [&](int64_t vocab, int64_t windows) {
+    config.vocab = vocab;
+    make_one_block(dir, config);
+    const auto file = File::open(dir / "in.oq");
+    o = options_of(dir, "auto", "w3a16");
+    return calibrate::preflight(*file, ModelConfig::load(*file), o, windows);
+  };
+  const auto few = flight(101, 8), many = flight(2001, 8);  // one window is held out
+  const int64_t head = 1900 * config.hidden;
+  CHECK(many.memory - few.memory == sizeof(float) * uint64_t(head));
+  // Full precision's logits and a block's, for each of the two blocks.
+  CHECK(many.flops - few.flops == doctest::Approx(2 * 2 * 2.0 * double(head * o.window)));
+  CHECK(flight(101, 7).memory == flight(2001, 7).memory);
+  CHECK(flight(101, 7).flops == flight(2001, 7).flops);
+  CHECK(calibrate::judging_passes(5, 7) == 0);
+  CHECK(calibrate::judging_passes(5, 16) == doctest::Approx(2 * 4 / 16.0));
 }
 
 TEST_CASE("preflight counts attention maps and the second target") {

@@ -34,7 +34,6 @@ struct FirstBlock {
     };
     hidden = states();
     targets = states();
-    std::vector<std::vector<int32_t>> windows;
     for (int32_t w = 0; w < count; ++w) {
       windows.emplace_back();
       for (int32_t i = 0; i < kTokens; ++i) {
@@ -81,6 +80,7 @@ struct FirstBlock {
   const TempDir dir;
   std::shared_ptr<const File> file;
   std::unique_ptr<calibrate::BlockRunner> runner;
+  std::vector<std::vector<int32_t>> windows;
   std::unique_ptr<calibrate::HiddenStates> hidden, targets;
   calibrate::BlockWeights weights;
   calibrate::Options options;

@@ -10,6 +10,7 @@
 #include "tools/calibrate/hidden_states.h"
 #include "tools/calibrate/methods/block_search.h"
 #include "tools/calibrate/methods/method.h"
+#include "tools/calibrate/methods/output_judge.h"
 #include "tools/calibrate/solver/linalg.h"
 
 namespace oq::calibrate {
@@ -69,6 +70,7 @@ BlockSize block_size(const File& file, const ModelConfig& config) {
 struct Work {
   double passes = 0;        ///< of all windows through the block, forwards
   double products = 0;      ///< of all inputs with themselves, for second moments
+  double heads = 0;         ///< passes of all windows through the head
   double weight_bytes = 0;  ///< a weight takes: in fp32 as often as it is held, and as a candidate
   double matrices = 0;      ///< of second moments of one input, held at once
 };
@@ -82,7 +84,7 @@ Work learning_work(const Options& o) {
 }
 
 /// Both blocks are kept while each is learned or searched, with every candidate.
-Work auto_work(const Options& o, int64_t linears, int64_t windows) {
+Work auto_work(const Options& o, int64_t blocks, int64_t linears, int64_t windows) {
   const AutoCandidates n = auto_candidates(o);
   const double judged = judged_share(windows);
   const double integers = o.scheme.activation_bits < 16 ? 1 : 0;
@@ -96,14 +98,17 @@ Work auto_work(const Options& o, int64_t linears, int64_t windows) {
     w.products *= 1.5;
   } else {
     w.passes += judged * double(linears) * double(n.learned - 1);
+    w.passes += judging_passes(blocks, windows);
+    w.heads = held_out_windows(windows) > 0 ? judged * 2 * 2 : 0;
   }
-  w.weight_bytes =
-      std::max(w.weight_bytes + 4 * 2, 4 * 4 + std::max(both, o.target_bits > 0 ? mixed : 0));
+  // A search runs on a copy; judging takes two, and what is behind them.
+  w.weight_bytes = std::max({w.weight_bytes + 4 * 2, 4 * (w.heads > 0 ? 6 : 4) + both,
+                             o.target_bits > 0 ? 4 * 4 + mixed : 0});
   return w;
 }
 
-Work work_of(const Options& o, int64_t linears, int64_t windows) {
-  if (o.method == "auto") return auto_work(o, linears, windows);
+Work work_of(const Options& o, int64_t blocks, int64_t linears, int64_t windows) {
+  if (o.method == "auto") return auto_work(o, blocks, linears, windows);
   if (learns(o.method)) return learning_work(o);
   if (o.method == "awrq") return {.passes = 1, .products = 3, .weight_bytes = 4 * 3, .matrices = 2};
   const bool solver = o.method == "gptq" || o.method == "owq";
@@ -121,13 +126,14 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double tokens = double(windows) * double(o.window);
   const double used = config.experts > 0 ? double(config.experts_used) / double(config.experts) : 1;
   const bool learned = learns(o.method);
-  const Work work = work_of(o, block.linears, windows);
+  const Work work = work_of(o, config.blocks, block.linears, windows);
   const double passes = windows == 0 ? 0 : 1 + (o.smooth ? 1 : 0) + work.passes;
   Preflight p;
   const double attention = 2.0 * double(o.window) * double(config.q_width());
   p.flops =
       double(config.blocks) * tokens *
-      (passes * (2 * block.weights * used + attention) + work.products * block.squares * used);
+      (passes * (2 * block.weights * used + attention) + work.products * block.squares * used +
+       work.heads * 2 * double(config.vocab) * double(config.table_width()));
   p.seconds = p.flops / blas_speed(o.threads);
 
   // Inputs, targets, own targets; attention maps.
@@ -149,7 +155,12 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   // Moments of as many inputs as moment_batches takes together, and factors of one.
   const double moments =
       work.matrices * (std::min(block.squares, 3 * block.largest_square) + block.largest_square);
-  const double working = work.weight_bytes * block.weights + 4 * moments + row * double(o.window);
+  double working = work.weight_bytes * block.weights + 4 * moments + row * double(o.window);
+  if (work.heads >
+      0) {  // full precision's hidden states behind all blocks, and those of two others
+    working +=
+        table + 3 * double(HiddenStates::bytes(held_out_windows(windows), o.window, config.hidden));
+  }
   p.memory = uint64_t(std::max(working, table)) + in_memory;
   const double bits = o.scheme.quantizes_weights() ? o.scheme.weight_bits + 1 : 16;
   p.disk = uint64_t(2 * block.weights * double(config.blocks) * bits / 8) +

@@ -5,9 +5,9 @@
 
 #include "tools/calibrate/learn/ops.h"
 #include "tools/calibrate/learn/product.h"
+#include "tools/eval/logits.h"
 
 namespace oq::calibrate {
-
 HeadGraph::HeadGraph(const File& file, const ModelConfig& config, ThreadPool& pool)
     : config_(config),
       pool_(pool),
@@ -39,22 +39,45 @@ const float* HeadGraph::head_input(const float* x, int64_t tokens) {
   return projected_.data();
 }
 
+void HeadGraph::make_logits(const float* input, int64_t tokens) {
+  const int64_t width = config_.table_width(), vocab = config_.vocab;
+  logits_.resize(size_t(tokens * vocab));
+  multiply(pool_, {.m = tokens,
+                   .n = vocab,
+                   .k = width,
+                   .a = {input, width},
+                   .b = {head_.data(), width, true},
+                   .c = logits_.data(),
+                   .c_stride = vocab});
+}
+
+std::vector<double> HeadGraph::divergence(const float* expected, const float* x, int64_t tokens) {
+  const int64_t n = config_.hidden, vocab = config_.vocab;
+  std::vector<double> result(static_cast<size_t>(tokens));
+  for (int64_t first = 0; first < tokens; first += kTokens) {
+    const int64_t m = std::min(kTokens, tokens - first);
+    make_logits(head_input(expected + first * n, m), m);
+    std::swap(logits_, expected_);
+    make_logits(head_input(x + first * n, m), m);
+    pool_.parallel_for(m, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) {
+        result[size_t(first + t)] = kl_divergence({expected_.data() + t * vocab, size_t(vocab)},
+                                                  {logits_.data() + t * vocab, size_t(vocab)});
+      }
+    });
+  }
+  return result;
+}
+
 double HeadGraph::loss(const float* x, std::span<const int32_t> window, float* d_x) {
   const auto tokens = int64_t(window.size());
-  const int64_t n = config_.hidden, width = config_.table_width(), vocab = config_.vocab;
+  const int64_t n = config_.hidden, width = config_.table_width();
   const float* input = head_input(x, tokens);
   d_input_.assign(d_x != nullptr ? size_t(tokens * width) : 0, 0);
   double sum = 0;
   for (int64_t first = 0; first + 1 < tokens; first += kTokens) {
     const int64_t m = std::min(kTokens, tokens - 1 - first);
-    logits_.resize(size_t(m * vocab));
-    multiply(pool_, {.m = m,
-                     .n = vocab,
-                     .k = width,
-                     .a = {input + first * width, width},
-                     .b = {head_.data(), width, true},
-                     .c = logits_.data(),
-                     .c_stride = vocab});
+    make_logits(input + first * width, m);
     sum += chunk(window.subspan(size_t(first + 1), size_t(m)), first, 1.0 / double(tokens - 1),
                  d_x != nullptr);
   }

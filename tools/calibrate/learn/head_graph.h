@@ -20,17 +20,22 @@ class HeadGraph {
   /// -log p(window[t + 1]) over t. Where d_x is not null, the gradient goes there, in x's shape.
   double loss(const float* x, std::span<const int32_t> window, float* d_x);
 
+  /// Of each of `tokens`, KL(p || q) of what comes next: p predicted from `expected`, q from `x`,
+  /// both [tokens][hidden] behind the last block.
+  std::vector<double> divergence(const float* expected, const float* x, int64_t tokens);
+
  private:
   static constexpr int64_t kTokens = 64;  ///< whose logits exist at a time
 
   const float* head_input(const float* x, int64_t tokens);
+  void make_logits(const float* input, int64_t tokens);
   double chunk(std::span<const int32_t> next, int64_t first, double share, bool backward);
 
   ModelConfig config_;
   ThreadPool& pool_;
   NormWeights norm_;
   std::vector<float> project_, head_;
-  std::vector<float> normed_, projected_, logits_, d_input_, d_normed_;
+  std::vector<float> normed_, projected_, logits_, expected_, d_input_, d_normed_;
   std::vector<double> losses_;
 };
 

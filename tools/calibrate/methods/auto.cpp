@@ -1,14 +1,17 @@
 /// Everything together, chosen by what it does to the block.
 ///
-/// A block is made twice: as it is, and learned (clipping, transformations). In both, a linear can
-/// be quantized in several ways: its learned codes; codes on the learned grid, or on a searched
-/// one, with errors made up for (GPTQ); for integer activations also from weights reformulated for
-/// them (AWRQ); with --weak-columns, all of that with weak columns (OWQ). Both blocks run with each
-/// way for all of their linears, and the best is where a search by single linears starts; what is
-/// not better is not taken. Learning has all windows, as it has by itself; an eighth of them is
-/// held out from what makes up for errors, to judge by: in the error of a block's output on these,
-/// no single method that was tried is better than the result, and what takes the place of learned
-/// codes is better where those had the advantage.
+/// A block is made twice: as it is, and learned (clipping, transformations; at five levels as ABQ
+/// learns). In both, a linear can be quantized in several ways: its learned codes; codes on the
+/// learned grid, or on a searched one, with errors made up for (GPTQ); for integer activations also
+/// from weights reformulated for them (AWRQ); with --weak-columns, all of that with weak columns
+/// (OWQ). Both blocks run with each way for all of their linears, and the best is where a search by
+/// single linears starts; what is not better is not taken.
+///
+/// Learning has all windows, as it has by itself; an eighth of them is held out from what makes up
+/// for errors, to choose by. In the error of a block's output on these, no single method that was
+/// tried is better than what the search ends with. That does not make the model better: so it takes
+/// the place of learned codes only where the model's predictions come closer to those of full
+/// precision, too (OutputJudge), by more than a standard error.
 ///
 /// With --target-bits, linears have other widths as well. Each block may take its share of the
 /// bytes: what each linear costs at each width is measured with the rest of the block in full
@@ -19,15 +22,15 @@
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "tools/calibrate/learn/block_learner.h"
 #include "tools/calibrate/methods/block_search.h"
+#include "tools/calibrate/methods/learned.h"
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/methods/moments.h"
+#include "tools/calibrate/methods/output_judge.h"
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/gptq.h"
 #include "tools/calibrate/solver/owq.h"
@@ -37,6 +40,7 @@ namespace {
 
 constexpr int kFewerBits = 1, kMoreBits = 2;  ///< widths tried around the scheme's
 constexpr int64_t kWeakShare = 64;  ///< with --target-bits, one column of so many may be weak
+constexpr auto kFree = std::numeric_limits<uint64_t>::max();  ///< no budget
 
 /// With --target-bits, what linears may take.
 std::vector<int> widths(const Options& o) {
@@ -61,6 +65,13 @@ struct Inputs {
   bool quantized = false;
   /// Without weak columns neither the linear nor its width changes the order of columns.
   std::optional<InverseFactor> factor = {};
+};
+
+/// Where a search has come to.
+struct Found {
+  Variant* variant = nullptr;
+  Choice choice = {};
+  double error = std::numeric_limits<double>::infinity();
 };
 
 class Auto final : public Method {
@@ -103,35 +114,21 @@ class Auto final : public Method {
     add_compensated(job, plain, {o.scheme.weight_bits});
     add_compensated(job, learned, {o.scheme.weight_bits});
     job.part((1 + learning) / 2, 1);  // about half of what is left, then
-    const auto free = std::numeric_limits<uint64_t>::max();
-    Variant* best = nullptr;
-    Choice choice;
-    double least = std::numeric_limits<double>::infinity();
-    for (Variant* v : {&plain, &learned}) {
-      BlockSearch search(job, *v, free);
-      search.start();
-      if (best != nullptr && !(search.least() < least)) continue;
-      best = v;
-      choice = search.best();
-      least = search.least();
-    }
-    (best == &plain ? learned : plain) = {};  // a block's memory and more
+    Found found = search(job, plain, learned);
     if (o.target_bits > 0) {
-      std::tie(choice, least) = spend(job, *best);
-    } else if (!choice.empty()) {
-      BlockSearch search(job, *best, free);
-      search.start(choice, least);
-      search.improve();
-      choice = search.best();
-      least = search.least();
+      (found.variant == &plain ? learned : plain) = {};  // a block's memory and more
+      spend(job, found);
+    } else if (!found.choice.empty()) {
+      improve(job, found);
+      judge(job, learned, found);
     }
-    if (choice.empty()) {
+    if (found.choice.empty()) {
       throw Error({.what = "every way to quantize the block leaves an output that is not finite",
                    .where = job.full_name("output"),
                    .hint = remedy("auto")});
     }
-    job.set_output_error(least);
-    store(job, *best, choice);
+    job.set_output_error(found.error);
+    store(job, *found.variant, found.choice);
   }
 
  private:
@@ -142,7 +139,8 @@ class Auto final : public Method {
     const double choices = double(n.plain + n.learned + n.mixed);
     const double judged = judged_share(job.all_windows());
     const auto linears = double(job.weights().linears.size());
-    return epochs / (epochs + choices + judged * choices * (1 + linears));
+    return epochs / (epochs + choices + judged * choices * (1 + linears) +
+                     judging_passes(job.config().blocks, job.all_windows()));
   }
 
   /// The block behind learned transformations, with its learned codes.
@@ -153,7 +151,8 @@ class Auto final : public Method {
     }
     Variant v{job.weights()};
     const Learning& l = job.options().learning;
-    BlockLearner learner(job, *graph_, Recipe::of(job.options()));
+    const bool five_levels = job.options().scheme.five_levels;
+    BlockLearner learner(job, *graph_, five_levels ? abq_recipe(job) : omniquant_recipe(job));
     learner.run();
     if (l.transform) v.weights = learner.folded();
     for (const auto& [name, done] : job.done()) {
@@ -269,8 +268,29 @@ class Auto final : public Method {
     return uint64_t(options_.target_bits * double(weights) / 8);
   }
 
-  /// The variant's best choice within the block's share of --target-bits.
-  std::pair<Choice, double> spend(BlockJob& job, Variant& v) const {
+  /// The better of both variants, by choices that treat every linear alike.
+  static Found search(BlockJob& job, Variant& plain, Variant& learned) {
+    Found found;
+    for (Variant* v : {&plain, &learned}) {
+      BlockSearch search(job, *v, kFree);
+      search.start();
+      if (found.variant != nullptr && !(search.least() < found.error)) continue;
+      found = {v, search.best(), search.least()};
+    }
+    return found;
+  }
+
+  static void improve(BlockJob& job, Found& found) {
+    BlockSearch search(job, *found.variant, kFree);
+    search.start(found.choice, found.error);
+    search.improve();
+    found.choice = search.best();
+    found.error = search.least();
+  }
+
+  /// The best choice within the block's share of --target-bits.
+  void spend(BlockJob& job, Found& found) const {
+    Variant& v = *found.variant;
     std::vector<int> others = widths(options_);
     others.erase(std::find(others.begin(), others.end(), options_.scheme.weight_bits));
     add_compensated(job, v, others);
@@ -280,7 +300,22 @@ class Auto final : public Method {
     search.start();
     search.buy();
     search.improve();
-    return {search.best(), search.least()};
+    found.choice = search.best();
+    found.error = search.least();
+  }
+
+  /// Goes back to the learned codes, unless what was found is better for the model.
+  void judge(BlockJob& job, Variant& learned, Found& found) {
+    Choice codes;
+    for (const auto& entry : learned.candidates) codes[entry.first] = 0;
+    const bool same = found.variant == &learned && found.choice == codes;
+    if (same || job.windows() == job.all_windows()) return;
+    BlockSearch usual(job, learned, kFree), other(job, *found.variant, kFree);
+    const double error = usual.error(codes);
+    if (!std::isfinite(error)) return;
+    if (!judge_) judge_ = std::make_unique<OutputJudge>(job.runner());
+    const auto d = judge_->compare(job, usual.executed(codes), other.executed(found.choice));
+    if (!(d.mean < -d.standard_error)) found = {&learned, std::move(codes), error};
   }
 
   static void store(BlockJob& job, Variant& v, const Choice& choice) {
@@ -299,7 +334,8 @@ class Auto final : public Method {
   }
 
   Options options_;
-  std::unique_ptr<BlockGraph> graph_;  ///< keeps its buffers from block to block
+  std::unique_ptr<BlockGraph> graph_;   ///< keeps its buffers from block to block
+  std::unique_ptr<OutputJudge> judge_;  ///< and what full precision predicts
 };
 
 }  // namespace

@@ -81,8 +81,13 @@ uint64_t BlockSearch::bytes(const Choice& choice) const {
   return sum;
 }
 
-double BlockSearch::error(const Choice& choice) {
+const BlockWeights& BlockSearch::executed(const Choice& choice) {
   for (const auto& [name, index] : choice) set(name, &variant_.candidates.at(name)[index]);
+  return executed_;
+}
+
+double BlockSearch::error(const Choice& choice) {
+  executed(choice);
   return measure(first_judged());
 }
 

@@ -52,10 +52,13 @@ class BlockSearch {
   /// Empty: no choice so far kept to the budget and left a finite output.
   const Choice& best() const { return best_; }
   double least() const { return least_; }
+  /// The block with a choice, as it would be executed, until the search goes on.
+  const BlockWeights& executed(const Choice& choice);
+  /// And the error of its output.
+  double error(const Choice& choice);
 
  private:
   uint64_t bytes(const Choice& choice) const;
-  double error(const Choice& choice);
   void consider(const Choice& choice);
   void set(const std::string& name, const Candidate* candidate);
   int64_t first_judged() const;

@@ -22,7 +22,8 @@
 /// quantized in f16 (learn/f16_fold.h); for ABQ both targets (of the loss of attention maps nothing
 /// is left in that code).
 
-#include "tools/calibrate/learn/block_learner.h"
+#include "tools/calibrate/methods/learned.h"
+
 #include "tools/calibrate/methods/method.h"
 
 namespace oq::calibrate {
@@ -42,31 +43,33 @@ class Learner final : public Method {
       graph_ =
           std::make_unique<BlockGraph>(job.runner().file(), job.config(), job.tokens(), job.pool());
     }
-    BlockLearner(job, *graph_, recipe(job)).run();
+    BlockLearner(job, *graph_, abq_ ? abq_recipe(job) : omniquant_recipe(job)).run();
   }
 
  private:
-  Recipe recipe(const BlockJob& job) const {
-    const Learning& o = job.options().learning;
-    const int64_t from_end = job.config().blocks - job.index();
-    Recipe r = Recipe::of(job.options());
-    if (abq_) {
-      r.cosine = true;
-      // For OPT the pair is there in their code, and not used.
-      r.down = !o.faithful || job.config().positions != PositionKind::learned;
-      r.attention = o.attention_share;
-      r.compensation = o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks);
-    } else {
-      r.f16 = o.faithful;
-    }
-    return r;
-  }
-
   bool abq_;
   std::unique_ptr<BlockGraph> graph_;  ///< keeps its buffers from block to block
 };
 
 }  // namespace
+
+Recipe omniquant_recipe(const BlockJob& job) {
+  Recipe r = Recipe::of(job.options());
+  r.f16 = job.options().learning.faithful;
+  return r;
+}
+
+Recipe abq_recipe(const BlockJob& job) {
+  const Learning& o = job.options().learning;
+  const int64_t from_end = job.config().blocks - job.index();
+  Recipe r = Recipe::of(job.options());
+  r.cosine = true;
+  // For OPT the pair is there in their code, and not used.
+  r.down = !o.faithful || job.config().positions != PositionKind::learned;
+  r.attention = o.attention_share;
+  r.compensation = o.transform && (job.index() < kFirstBlocks || from_end <= kLastBlocks);
+  return r;
+}
 
 std::unique_ptr<Method> make_learner(const Options& o) { return std::make_unique<Learner>(o); }
 
