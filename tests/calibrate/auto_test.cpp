@@ -284,6 +284,7 @@ TEST_CASE("preflight counts what judging by the model's predictions takes") {
     make_one_block(dir, config);
     const auto file = File::open(dir / "in.oq");
     o = options_of(dir, "auto", "w3a16");
+    o.learning.faithful = true;  // without a head to learn by
     return calibrate::preflight(*file, ModelConfig::load(*file), o, windows);
   };
   const auto few = flight(101, 8), many = flight(2001, 8);  // one window is held out

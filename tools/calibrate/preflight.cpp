@@ -70,17 +70,23 @@ BlockSize block_size(const File& file, const ModelConfig& config) {
 struct Work {
   double passes = 0;        ///< of all windows through the block, forwards
   double products = 0;      ///< of all inputs with themselves, for second moments
-  double heads = 0;         ///< passes of all windows through the head
+  double heads = 0;         ///< likewise through the head
   double weight_bytes = 0;  ///< a weight takes: in fp32 as often as it is held, and as a candidate
   double matrices = 0;      ///< of second moments of one input, held at once
 };
 
-Work learning_work(const Options& o) {
+Work learning_work(const Options& o, int64_t blocks) {
   const bool again = aims_at_own_targets(o) || o.learning.attention_share > 0;
   // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
   return {.passes =
               3.0 * double(o.learning.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (again ? 1 : 0),
+          .heads = o.learning.faithful ? 0 : 3.0 * double(o.learning.epochs) / double(blocks),
           .weight_bytes = 4 * 6};
+}
+
+/// Whether choices are judged by what the model predicts.
+bool judges(const Options& o, int64_t windows) {
+  return o.method == "auto" && o.target_bits == 0 && held_out_windows(windows) > 0;
 }
 
 /// Both blocks are kept while each is learned or searched, with every candidate.
@@ -89,7 +95,7 @@ Work auto_work(const Options& o, int64_t blocks, int64_t linears, int64_t window
   const double judged = judged_share(windows);
   const double integers = o.scheme.activation_bits < 16 ? 1 : 0;
   const auto both = double(n.plain + n.learned), mixed = double(n.learned + n.mixed);
-  Work w = learning_work(o);
+  Work w = learning_work(o, blocks);
   w.passes += 2 * (1 + integers) + judged * both;
   w.products = 2 * (1 + 2 * integers);
   w.matrices = 1 + 2 * integers;
@@ -99,17 +105,17 @@ Work auto_work(const Options& o, int64_t blocks, int64_t linears, int64_t window
   } else {
     w.passes += judged * double(linears) * double(n.learned - 1);
     w.passes += judging_passes(blocks, windows);
-    w.heads = held_out_windows(windows) > 0 ? judged * 2 * 2 : 0;
+    if (judges(o, windows)) w.heads += judged * 2 * 2;
   }
   // A search runs on a copy; judging takes two, and what is behind them.
-  w.weight_bytes = std::max({w.weight_bytes + 4 * 2, 4 * (w.heads > 0 ? 6 : 4) + both,
+  w.weight_bytes = std::max({w.weight_bytes + 4 * 2, 4 * (judges(o, windows) ? 6 : 4) + both,
                              o.target_bits > 0 ? 4 * 4 + mixed : 0});
   return w;
 }
 
 Work work_of(const Options& o, int64_t blocks, int64_t linears, int64_t windows) {
   if (o.method == "auto") return auto_work(o, blocks, linears, windows);
-  if (learns(o.method)) return learning_work(o);
+  if (learns(o.method)) return learning_work(o, blocks);
   if (o.method == "awrq") return {.passes = 1, .products = 3, .weight_bytes = 4 * 3, .matrices = 2};
   const bool solver = o.method == "gptq" || o.method == "owq";
   return {.passes = solver ? 1.0 : 0.0,
@@ -156,10 +162,9 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double moments =
       work.matrices * (std::min(block.squares, 3 * block.largest_square) + block.largest_square);
   double working = work.weight_bytes * block.weights + 4 * moments + row * double(o.window);
-  if (work.heads >
-      0) {  // full precision's hidden states behind all blocks, and those of two others
-    working +=
-        table + 3 * double(HiddenStates::bytes(held_out_windows(windows), o.window, config.hidden));
+  if (work.heads > 0) working += table;
+  if (judges(o, windows)) {  // full precision's hidden states behind all blocks, and two others
+    working += 3 * double(HiddenStates::bytes(held_out_windows(windows), o.window, config.hidden));
   }
   p.memory = uint64_t(std::max(working, table)) + in_memory;
   const double bits = o.scheme.quantizes_weights() ? o.scheme.weight_bits + 1 : 16;

@@ -85,7 +85,8 @@ Recipe Recipe::of(const Options& options) {
           .decays = own_way,
           .bounds = own_way ? WeightQuantizer::Bounds::apart : WeightQuantizer::Bounds::together,
           .own_targets = aims_at_own_targets(options),
-          .down = own_way};
+          .down = own_way,
+          .predictions = own_way};
 }
 
 BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recipe)
@@ -326,6 +327,9 @@ void BlockLearner::make_targets() {
     maps_ = job_.states(job_.tokens());
     for (auto* v : {&map_, &d_map_}) v->resize(map_size);
   }
+  if (recipe_.predictions && job_.index() + 1 == job_.config().blocks) {
+    head_ = std::make_unique<HeadGraph>(job_.runner().file(), job_.config(), job_.pool());
+  }
   if (recipe_.own_targets) own_targets_ = job_.states(job_.config().hidden);
   if (!own_targets_ && !maps_) return;
   for (int64_t w = 0; w < job_.windows(); ++w) {
@@ -401,6 +405,10 @@ double BlockLearner::learn_window(int64_t window, double share) {
 
 double BlockLearner::towards(std::span<const float> target, double share) {
   const int64_t cols = job_.config().hidden;
+  if (head_) {
+    return head_->divergence_loss(target.data(), output_.data(), job_.tokens(), share,
+                                  d_output_.data());
+  }
   double loss = recipe_.relative ? relative_error(output_, target, cols, share, d_output_)
                                  : squared_error(output_, target, share, d_output_);
   if (recipe_.cosine) {

@@ -10,6 +10,7 @@
 #include "tools/calibrate/learn/adamw.h"
 #include "tools/calibrate/learn/block_graph.h"
 #include "tools/calibrate/learn/compensation.h"
+#include "tools/calibrate/learn/head_graph.h"
 #include "tools/calibrate/learn/transformation.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
 
@@ -25,6 +26,7 @@ struct Recipe {
   double attention = 0;       ///< share of map_divergence from that block
   bool compensation = false;  ///< W + a b^T before down is quantized, in this block
   bool down = true;           ///< LET: up -> down
+  bool predictions = true;    ///< the last block learns what the model predicts, not its output
   bool f16 = false;           ///< what was learned is applied in f16, step by step (f16_fold.h)
 
   /// What all methods that learn have in common.
@@ -107,6 +109,7 @@ class BlockLearner {
   std::map<std::string, InputStats> inputs_;
   std::unique_ptr<Transformation> transformation_;
   AdamW optimizer_;
+  std::unique_ptr<HeadGraph> head_;                   ///< where predictions are learned
   std::unique_ptr<HiddenStates> own_targets_, maps_;  ///< of the block on these very inputs
   std::vector<float> output_, d_output_, d_input_, map_, d_map_;
 };

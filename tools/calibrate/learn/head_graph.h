@@ -8,9 +8,9 @@
 
 namespace oq::calibrate {
 
-/// What stands behind the last block, in fp32: final norm, projection, head, and the
-/// language-model loss of a window. Nothing of it is learned. Memory: the head in fp32, and the
-/// logits of kTokens tokens.
+/// What stands behind the last block, in fp32: final norm, projection, head; and what is asked of
+/// its predictions, the language-model loss of a window or their divergence from others. Nothing of
+/// it is learned. Memory: the head in fp32, and the logits of kTokens tokens, twice for divergence.
 class HeadGraph {
  public:
   /// The pool must outlive this.
@@ -24,12 +24,19 @@ class HeadGraph {
   /// both [tokens][hidden] behind the last block.
   std::vector<double> divergence(const float* expected, const float* x, int64_t tokens);
 
+  /// share * the mean of these; its gradient by x is added to d_x, in x's shape.
+  double divergence_loss(const float* expected, const float* x, int64_t tokens, double share,
+                         float* d_x);
+
  private:
   static constexpr int64_t kTokens = 64;  ///< whose logits exist at a time
 
   const float* head_input(const float* x, int64_t tokens);
   void make_logits(const float* input, int64_t tokens);
+  void make_both_logits(const float* expected, const float* x, int64_t tokens);
   double chunk(std::span<const int32_t> next, int64_t first, double share, bool backward);
+  void backward_logits(int64_t first, int64_t tokens);
+  void backward(const float* x, int64_t tokens, float* d_x);
 
   ModelConfig config_;
   ThreadPool& pool_;

@@ -12,7 +12,9 @@
 /// attention maps from that block's, where the paper has the full-precision model's.
 ///
 /// A token's error counts by the size of its target, not as it is; rates fall to 0; clipping starts
-/// from the grids that lose least of the outputs, and its two bounds learn apart.
+/// from the grids that lose least of the outputs, and its two bounds learn apart. The last block,
+/// behind which there is nothing but the head, learns what the model predicts: the divergence from
+/// full precision's predictions takes the place of the errors of its output.
 ///
 /// --faithful keeps to their code where it differs: q and k scaled by dimension under RoPE (which
 /// is no equivalence), scales started from one linear of each pair and the first query head of a
