@@ -41,6 +41,7 @@ struct Problem {
   std::shared_ptr<const File> file;
   ModelConfig config;
   Scheme scheme;
+  Sight sight = Sight::causal;
   BlockWeights weights;
   std::vector<float> x, weigh;
   ThreadPool pool{2};
@@ -66,7 +67,7 @@ struct Problem {
 
   std::vector<float> forward(const BlockWeights& w, const std::vector<float>& in) {
     std::vector<float> y(in.size());
-    graph.forward(w, scheme, in.data(), kTokens, y.data());
+    graph.forward(w, scheme, in.data(), kTokens, y.data(), nullptr, sight);
     return y;
   }
 
@@ -109,7 +110,7 @@ double worst(std::span<const float> a, std::span<const float> b) {
 void check_runner(Problem& p) {
   BlockRunner runner(p.file, kTokens, 2);
   std::vector<float> truth = p.x;
-  runner.forward(p.weights, p.scheme, truth.data(), kTokens);
+  runner.forward(p.weights, p.scheme, truth.data(), kTokens, {}, p.sight);
   const std::vector<float> y = p.forward(p.weights, p.x);
   double sum = 0;
   for (size_t i = 0; i < y.size(); ++i) sum += std::fabs(double(y[i]) - double(truth[i]));
@@ -142,6 +143,8 @@ TEST_CASE("the graph computes what BlockRunner does, for every variant and quant
     for (const char* scheme : {"w16a16", "w16a6", "w4a8", "w3a8t", "w3a16q8kv8", "w3a16q3kv3"}) {
       CAPTURE(scheme);
       Problem p(config, scheme);
+      check_runner(p);
+      p.sight = Sight::alone;
       check_runner(p);
     }
     for (const char* scheme : {"w3a16q8kv8", "w3a16q4kv4"}) {
@@ -191,11 +194,12 @@ TEST_CASE("one range over all heads passes gradients as it does over one wide he
 }
 
 TEST_CASE("gradients of a block are what finite differences say, for every variant") {
-  int index = -1;
-  for (const ModelConfig& config : test::variant_configs()) {
-    ++index;
-    CAPTURE(index);
+  const auto variants = test::variant_configs();
+  for (size_t i = 0; i < 2 * variants.size(); ++i) {
+    const ModelConfig& config = variants[i / 2];
+    CAPTURE(i);
     Problem p(config, "w16a16");
+    if (i % 2 == 1) p.sight = Sight::alone;
     for (auto& [name, l] : p.weights.linears) {  // no saturated softmax, where differences are 0
       for (float& v : l.weight.values()) v *= 0.4f;
     }
@@ -213,16 +217,21 @@ TEST_CASE("gradients of a block are what finite differences say, for every varia
       if (tensor.empty()) return;
       CAPTURE(name);
       const double length = std::sqrt(dot(gradient, gradient));
-      // Softmax does not see a bias of k that is the same at every position.
-      const bool none = name == "k.bias" && config.positions != PositionKind::rope;
+      // Softmax does not see a bias of k that is the same at every position, nor anything of
+      // scores where there is one alone.
+      const bool scores = name[0] == 'q' || name[0] == 'k';
+      const bool none = p.sight == Sight::alone
+                            ? scores
+                            : name == "k.bias" && config.positions != PositionKind::rope;
       CHECK((length < 1e-4 * whole) == none);
       if (none) return;
       // Half along the gradient, where the slope is large against rounding, half anywhere.
       std::vector<float> direction =
           normals(tensor.size(), 9, 0, 1.0f / std::sqrt(float(tensor.size())));
       for (size_t i = 0; i < direction.size(); ++i) direction[i] += float(gradient[i] / length);
-      // A router may choose otherwise after a larger step.
-      CHECK(p.slope(tensor, direction, name == "router" ? 1e-3f : 1e-2f) ==
+      // A router may choose otherwise after a larger step, of its inputs too.
+      const bool routes = name == "router" || (config.experts > 0 && p.sight == Sight::alone);
+      CHECK(p.slope(tensor, direction, routes ? 1e-3f : 1e-2f) ==
             doctest::Approx(dot(gradient, direction)).epsilon(3e-3));
     };
     check("x", p.x, dx);

@@ -9,6 +9,7 @@
 
 #include "tests/calibrate/first_block.h"
 #include "tests/variants.h"
+#include "tools/calibrate/learn/loss.h"
 #include "tools/calibrate/work_folder.h"
 
 using namespace oq;
@@ -124,6 +125,52 @@ TEST_CASE("the paper's own way is another recipe") {
   CHECK_FALSE(paper.decays);
   CHECK(paper.bounds == WeightQuantizer::Bounds::together);
   CHECK_FALSE(paper.own_targets);
+}
+
+TEST_CASE("a window of first tokens is learned from as such, and shown to those that ask") {
+  FirstBlock block(test::tiny_config(), 2);
+  for (HiddenStates* states : {block.hidden.get(), block.targets.get()}) {
+    block.runner->embed(block.windows, states->data(), true);
+    states->begin_with_first_tokens();
+  }
+  const auto forward = [&](const BlockWeights& w, const Scheme& scheme, const HiddenStates& from,
+                           int64_t window) {
+    std::vector<float> x(from.window(window).begin(), from.window(window).end());
+    block.runner->forward(w, scheme, x.data(), FirstBlock::kTokens, {}, from.sight(window));
+    return x;
+  };
+  for (int64_t w = 0; w < 2; ++w) {
+    const auto x = forward(block.weights, {}, *block.targets, w);
+    std::copy(x.begin(), x.end(), block.targets->window(w).begin());
+  }
+  block.options.learning.batch = 2;
+  const auto losses_and_start = [&](int64_t epochs) {
+    block.options.scheme = Scheme::parse("w3a8q4kv4");
+    block.options.learning.epochs = epochs;
+    BlockGraph graph(*block.file, block.runner->config(), FirstBlock::kTokens,
+                     block.runner->pool());
+    BlockJob job = block.job();
+    BlockLearner(job, graph, {}).run();
+    return std::pair(job.losses(), job.weights());
+  };
+  const BlockWeights start = losses_and_start(0).second;
+  double expected = 0;
+  for (int64_t w = 0; w < 2; ++w) {
+    const auto x = forward(start, block.options.scheme, *block.hidden, w);
+    std::vector<float> unused(x.size());
+    expected +=
+        relative_error(x, block.targets->window(w), block.runner->config().hidden, 0.5, unused);
+  }
+  CHECK(losses_and_start(1).first.front() == doctest::Approx(expected).epsilon(1e-3));
+
+  BlockJob job = block.job();
+  int groups = 0;
+  const BlockRunner::Tap count = [&](const auto&, const float*, int64_t, int64_t) { ++groups; };
+  job.observe(count);
+  const int of_texts = std::exchange(groups, 0);
+  job.observe(count, true);
+  CHECK(of_texts > 0);
+  CHECK(groups == 2 * of_texts);
 }
 
 TEST_CASE("two targets with --aug-loss, and in ABQ's own code") {

@@ -99,6 +99,37 @@ TEST_CASE("blocks compute what the decoder does, for every variant") {
   }
 }
 
+TEST_CASE("tokens that stand alone are what the decoder makes of a text's first") {
+  for (const ModelConfig& config : test::variant_configs()) {
+    for (const char* scheme : {"w16a16", "w3a16kv4"}) {
+      CAPTURE(scheme);
+      const TempDir dir;
+      test::TinyOq tiny;
+      tiny.config = config;
+      tiny.scheme = scheme;
+      const auto file = test::make_tiny_oq(dir / "m.oq", tiny);
+      const auto tokens = some_tokens(12);
+      const auto n = size_t(config.hidden);
+      BlockRunner runner(file, 12, 2);
+      // Beside them a window that is a text.
+      std::vector<float> x(2 * tokens.size() * n), text(tokens.size() * n);
+      runner.embed(std::vector<std::vector<int32_t>>{tokens, tokens}, x.data(), true);
+      runner.embed(std::vector<std::vector<int32_t>>{tokens}, text.data());
+      CHECK(std::equal(text.begin(), text.end(), x.begin() + ptrdiff_t(text.size())));
+      for (int64_t b = 0; b < config.blocks; ++b) {
+        const BlockWeights block = load_finished(*file, config, Scheme::load(*file), b);
+        runner.forward(block, Scheme::load(*file), x.data(), int64_t(tokens.size()), {},
+                       Sight::alone);
+      }
+      for (size_t t = 0; t < tokens.size(); ++t) {
+        Decoder decoder(file, make_cpu_backend(1), {.context = 2, .exact = true});
+        const auto truth = decoder.feed(std::span(&tokens[t], 1));
+        CHECK(worst(logits_of(*file, config, std::span(x).subspan(t * n, n)), truth) < 1e-4);
+      }
+    }
+  }
+}
+
 TEST_CASE("blocks with one range over all heads compute what the decoder does") {
   for (const ModelConfig& config : {test::variant_configs()[0], test::tiny_config()}) {
     for (const char* scheme : {"w3a16q8kv8", "w3a16q4kv4"}) {

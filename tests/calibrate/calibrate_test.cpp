@@ -205,6 +205,35 @@ TEST_CASE(
   CHECK(range(llama, "omniquant", "w4a4q4kv4", true) == "none");
 }
 
+TEST_CASE("first tokens come before the windows of a text, which they are drawn from") {
+  const TempDir dir;
+  test::TinyOq opt;
+  opt.config = test::variant_configs()[0];  // whose positions are learned
+  const auto in = test::make_tiny_oq(dir / "in.oq", opt);
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "omniquant", "w4a8");
+  const auto without = calibrate::calibration_text(in, o, {});
+  calibrate::calibrate(o);
+  const std::string bytes = bytes_of(o.output);
+  o.learning.first_tokens = true;
+  const auto with = calibrate::calibration_text(in, o, {});
+  CHECK_FALSE(without.first_tokens);
+  REQUIRE(with.first_tokens);
+  CHECK(with.crc != without.crc);
+  CHECK(calibrate::calibration_text(in, o, {}).windows == with.windows);
+  REQUIRE(with.windows.size() == without.windows.size() + 1);
+  CHECK(std::equal(without.windows.begin(), without.windows.end(), with.windows.begin() + 1));
+  REQUIRE(int64_t(with.windows[0].size()) == o.window);
+  for (const int32_t token : with.windows[0]) {
+    CHECK(std::any_of(without.windows.begin(), without.windows.end(), [&](const auto& window) {
+      return std::find(window.begin(), window.end(), token) != window.end();
+    }));
+  }
+  calibrate::calibrate(o);
+  CHECK(bytes_of(o.output) != bytes);
+  o.method = "gptq";
+  CHECK(calibrate::calibration_text(in, o, {}).windows == without.windows);
+}
+
 TEST_CASE("a faithful run of OPT learns with the ranges that its file is decoded with") {
   const TempDir dir;
   test::TinyOq opt;

@@ -235,18 +235,22 @@ TEST_CASE("oq-calibrate --json has every block's loss by epoch, and its errors")
   for (const auto& error : chosen["output_errors"]) CHECK(error.get<double>() > 0);
 }
 
-TEST_CASE("oq-calibrate learns towards a second target at 2 bits of weights alone, or when asked") {
+TEST_CASE(
+    "oq-calibrate learns towards a second target at 2 bits of weights alone, from first tokens "
+    "where activations are quantized, or when asked") {
   const Models& m = models();
   const TempDir dir;
   const std::string made = dir / "made.oq";
   struct Case {
     std::string scheme, flag;
-    bool second;
+    bool second, first_tokens = false;
   };
-  for (const Case& c : {Case{"w2a16", "--let", true}, Case{"w2*a16", "--let", true},
-                        Case{"w2a16", "--no-aug-loss", false}, Case{"w2a16", "--faithful", false},
-                        Case{"w3a16", "--let", false}, Case{"w3a16", "--aug-loss", true},
-                        Case{"w2a8", "--let", false}}) {
+  for (const Case& c :
+       {Case{"w2a16", "--let", true}, Case{"w2*a16", "--let", true},
+        Case{"w2a16", "--no-aug-loss", false}, Case{"w2a16", "--faithful", false},
+        Case{"w3a16", "--let", false}, Case{"w3a16", "--aug-loss", true},
+        Case{"w2a8", "--let", false, true}, Case{"w4a4", "--faithful", false},
+        Case{"w4a4", "--no-first-tokens", false}, Case{"w3a16", "--first-tokens", false, true}}) {
     CAPTURE(c.scheme);
     CAPTURE(c.flag);
     const ProcessResult r =
@@ -255,6 +259,7 @@ TEST_CASE("oq-calibrate learns towards a second target at 2 bits of weights alon
     REQUIRE_MESSAGE(r.code == 0, r.err);
     const auto how = File::open(made)->metadata().get<std::string>("calibration.options");
     CHECK((how.find(" --aug-loss") != std::string::npos) == c.second);
+    CHECK((how.find(" --first-tokens") != std::string::npos) == c.first_tokens);
   }
 }
 
@@ -290,6 +295,7 @@ TEST_CASE("oq-calibrate refuses, by name, the flags that a method does not read"
         std::tuple("gptq", "--no-let", "--let is for"),
         std::tuple("omniquant", "--no-act-order", "--act-order is for"),
         std::tuple("gptq", "--aug-loss", "omniquant, abq, auto, not for gptq"),
+        std::tuple("awrq", "--first-tokens", "omniquant, abq, auto, not for awrq"),
         std::tuple("omniquant", "--attention-loss=1", "abq, not for omniquant"),
         std::tuple("omniquant", "--min-scale=0.1", "--min-scale is read with --smooth only"),
         std::tuple("omniquant", "--alpha=0.3", "--alpha is read"),

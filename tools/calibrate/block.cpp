@@ -123,7 +123,8 @@ BlockRunner::BlockRunner(std::shared_ptr<const File> file, int64_t window, int t
   if (config_.positions == PositionKind::alibi) alibi_ = read_tensor(*file_, "alibi");
 }
 
-void BlockRunner::embed(std::span<const std::vector<int32_t>> windows, float* x) {
+void BlockRunner::embed(std::span<const std::vector<int32_t>> windows, float* x,
+                        bool first_tokens) {
   const BlasThreads blas(pool_.threads());
   const ModelConfig& c = config_;
   const int64_t width = c.table_width(), hidden = c.hidden;
@@ -140,7 +141,11 @@ void BlockRunner::embed(std::span<const std::vector<int32_t>> windows, float* x)
       std::copy_n(table.data() + window[size_t(t)] * width, width, rows.data() + t * width);
     }
     if (c.projected()) rows = product(rows, n, projection, hidden);
-    if (!positions.empty()) add(positions, n * hidden, rows.data());
+    if (!positions.empty() && !first_tokens) add(positions, n * hidden, rows.data());
+    for (int64_t t = 0; t < n && !positions.empty() && first_tokens; ++t) {
+      add(positions, hidden, rows.data() + t * hidden);
+    }
+    first_tokens = false;  // the others are texts
     if (c.embedding_norm) {
       norm(after, rows.data(), n, x);
     } else {
@@ -201,7 +206,7 @@ void BlockRunner::finish_heads(const Scheme& scheme, int64_t tokens) {
 }
 
 void BlockRunner::attention(const BlockWeights& block, const Scheme& scheme, const float* x,
-                            int64_t tokens, const Tap& tap, float* out) {
+                            int64_t tokens, const Tap& tap, Sight sight, float* out) {
   const ModelConfig& c = config_;
   const int64_t stride = c.q_width() + 2 * c.kv_width();
   if (tap) tap({"q", "k", "v"}, x, tokens, c.hidden);
@@ -214,6 +219,17 @@ void BlockRunner::attention(const BlockWeights& block, const Scheme& scheme, con
   }
   finish_heads(scheme, tokens);
   attended_.resize(size_t(tokens * c.q_width()));
+  if (sight == Sight::causal) {
+    look_back(tokens);
+  } else {
+    take_own_values(tokens);
+  }
+  if (tap) tap({"o"}, attended_.data(), tokens, c.q_width());
+  linear(block.linears.at("o"), attended_.data(), tokens, scheme.per_tensor, out, c.hidden);
+}
+
+void BlockRunner::look_back(int64_t tokens) {
+  const int64_t width = config_.q_width(), stride = width + 2 * config_.kv_width();
   const std::span<const int32_t> positions(positions_.data(), size_t(tokens));
   const Batch batch{.tokens = positions,
                     .positions = positions,
@@ -221,9 +237,20 @@ void BlockRunner::attention(const BlockWeights& block, const Scheme& scheme, con
                     .logit_rows = {}};
   const int64_t runs[] = {0, tokens};
   attention_.run(cache_, 0, alibi_.empty() ? nullptr : alibi_.data(), batch, runs,
-                 {qkv_.data(), stride}, {attended_.data(), c.q_width()});
-  if (tap) tap({"o"}, attended_.data(), tokens, c.q_width());
-  linear(block.linears.at("o"), attended_.data(), tokens, scheme.per_tensor, out, c.hidden);
+                 {qkv_.data(), stride}, {attended_.data(), width});
+}
+
+/// Attention where a token's own value is all that it sees.
+void BlockRunner::take_own_values(int64_t tokens) {
+  const ModelConfig& c = config_;
+  const int64_t stride = c.q_width() + 2 * c.kv_width(), group = c.heads / c.kv_heads;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* v = qkv_.data() + (t + 1) * stride - c.kv_width();
+    float* out = attended_.data() + t * c.q_width();
+    for (int64_t h = 0; h < c.heads; ++h) {
+      std::copy_n(v + h / group * c.head_dim, c.head_dim, out + h * c.head_dim);
+    }
+  }
 }
 
 void BlockRunner::mlp(const BlockWeights& block, const std::string& p, bool per_tensor,
@@ -283,7 +310,7 @@ void BlockRunner::experts(const BlockWeights& block, bool per_tensor, const floa
 }
 
 void BlockRunner::forward(const BlockWeights& block, const Scheme& scheme, float* x, int64_t tokens,
-                          const Tap& tap) {
+                          const Tap& tap, Sight sight) {
   const BlasThreads blas(pool_.threads());
   const ModelConfig& c = config_;
   const int64_t n = tokens * c.hidden;
@@ -307,7 +334,7 @@ void BlockRunner::forward(const BlockWeights& block, const Scheme& scheme, float
     normed.assign(x, x + n);
     norm(w, normed.data(), tokens, x);
   };
-  attention(block, scheme, normed_x(block.attn_norm), tokens, tap, attended.data());
+  attention(block, scheme, normed_x(block.attn_norm), tokens, tap, sight, attended.data());
   if (c.parallel) run_mlp();
   add(attended, n, x);
   post_norm(block.attn_norm);

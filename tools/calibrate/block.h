@@ -50,6 +50,12 @@ std::vector<std::vector<std::string>> input_groups(const ModelConfig& config);
 /// Floats of a tensor of any kind, [rows][cols].
 std::vector<float> read_tensor(const File& file, const std::string& name);
 
+/// What the tokens of a window see of each other.
+enum class Sight {
+  causal,  ///< those before, as in any text
+  alone,   ///< nothing: each is the first token of a text, at position 0
+};
+
 /// Runs windows of tokens through blocks, as the runtime's decoder does (a test holds it to that),
 /// in fp32 and with what happens on the way visible. Linears go through BLAS. One thread at a time;
 /// a result depends on `threads` alone.
@@ -69,19 +75,22 @@ class BlockRunner {
   const cpu::Kernels& kernels() const { return kernels_; }
 
   /// What the first block takes: x [windows][tokens][hidden].
-  void embed(std::span<const std::vector<int32_t>> windows, float* x);
+  /// With `first_tokens`, each token of the first window stands alone.
+  void embed(std::span<const std::vector<int32_t>> windows, float* x, bool first_tokens = false);
 
   /// x [tokens][hidden] goes through a block, in place. Activations and KV are quantized as
   /// `scheme` says, inputs of linears as each linear says.
   void forward(const BlockWeights& block, const Scheme& scheme, float* x, int64_t tokens,
-               const Tap& tap = {});
+               const Tap& tap = {}, Sight sight = Sight::causal);
 
  private:
   void norm(const NormWeights& norm, const float* x, int64_t tokens, float* out);
   void linear(const LinearWeights& l, const float* x, int64_t tokens, bool per_tensor, float* y,
               int64_t stride);
   void attention(const BlockWeights& block, const Scheme& scheme, const float* x, int64_t tokens,
-                 const Tap& tap, float* out);
+                 const Tap& tap, Sight sight, float* out);
+  void look_back(int64_t tokens);
+  void take_own_values(int64_t tokens);
   void finish_heads(const Scheme& scheme, int64_t tokens);
   void mlp(const BlockWeights& block, const std::string& prefix, bool per_tensor, const float* x,
            int64_t tokens, const Tap& tap, float* out);

@@ -56,6 +56,7 @@ class BlockJob {
   /// the unquantized model: [tokens][hidden] of a window. PRECOND of target: there are targets.
   std::span<const float> input(int64_t window) const { return hidden_.window(window); }
   std::span<const float> target(int64_t window) const { return known_.targets->window(window); }
+  Sight sight(int64_t window) const { return hidden_.sight(window); }
   /// Zeros [windows][tokens][width], in memory or on disk by the inputs' rule.
   std::unique_ptr<HiddenStates> states(int64_t width) const { return hidden_.others(width); }
   const KnownBlock& known() const { return known_; }
@@ -72,8 +73,9 @@ class BlockJob {
   /// What is done from now on is the block's work between these shares; all of it at first.
   void part(double begin, double end) { part_ = {begin, end}; }
 
-  /// Runs every window that may be learned from through the block as it stands.
-  void observe(const BlockRunner::Tap& tap);
+  /// Runs every window that may be learned from through the block as it stands; that of first
+  /// tokens only where they are asked for.
+  void observe(const BlockRunner::Tap& tap, bool first_tokens = false);
 
   /// A linear is finished. The block goes on running with its old weights until `apply`.
   void store(const std::string& name, QuantizedLinear linear, LinearReport report);

@@ -135,12 +135,12 @@ class Calibration {
     HiddenStates hidden(std::max<int64_t>(1, int64_t(text_.windows.size())),
                         needs_text_ ? o_.window : 1, config_.hidden, flight.hidden_memory_limit,
                         work.path());
-    if (needs_text_) runner.embed(text_.windows, hidden.data());
+    if (needs_text_) embed(runner, hidden);
     std::unique_ptr<HiddenStates> targets;
     if (method_->needs_targets() && needs_text_) {
       targets = std::make_unique<HiddenStates>(hidden.windows(), hidden.tokens(), config_.hidden,
                                                flight.hidden_memory_limit, work.path());
-      runner.embed(text_.windows, targets->data());
+      embed(runner, *targets);
     }
     progress(0, fmt::format("block 1 of {}", config_.blocks));  // the clock starts here
     for (int64_t b = 0; b < config_.blocks; ++b) {
@@ -184,6 +184,11 @@ class Calibration {
     settle(l.transform, l.transform_given, holds(".scale"), "let");
   }
 
+  void embed(BlockRunner& runner, HiddenStates& hidden) const {
+    runner.embed(text_.windows, hidden.data(), text_.first_tokens);
+    if (text_.first_tokens) hidden.begin_with_first_tokens();
+  }
+
   void save_parameters(const WorkFolder& work) const {
     Parameters p{.metadata = provenance_, .blocks = {}};
     for (int64_t b = 0; b < config_.blocks; ++b) p.blocks.push_back(work.parameters(b));
@@ -209,7 +214,7 @@ class Calibration {
                const Scheme& scheme, int64_t b) const {
     for (int64_t w = 0; w < hidden.windows(); ++w) {
       const std::span<float> x = hidden.window(w);
-      runner.forward(block, scheme, x.data(), hidden.tokens());
+      runner.forward(block, scheme, x.data(), hidden.tokens(), {}, hidden.sight(w));
       for (float v : x) {
         if (std::isfinite(v)) continue;
         throw Error({.what = "the block's output is not finite",

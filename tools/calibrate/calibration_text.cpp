@@ -115,6 +115,17 @@ std::vector<Ids> from_model(const std::shared_ptr<const File>& file, const Optio
   return windows;
 }
 
+/// A window of the others' tokens, each to stand for a text's first.
+Ids draw_first_tokens(const std::vector<Ids>& windows, const Options& o) {
+  PythonRandom random(o.seed);
+  Ids tokens;
+  for (int64_t i = 0; i < o.window; ++i) {
+    const Ids& from = windows[random.below(windows.size())];
+    tokens.push_back(from[random.below(from.size())]);
+  }
+  return tokens;
+}
+
 }  // namespace
 
 void check_windows(const Options& o, const File& file, const ModelConfig& config) {
@@ -141,6 +152,10 @@ CalibrationText calibration_text(const std::shared_ptr<const File>& file, const 
       return o.text.ends_with(".jsonl") ? from_documents(o, *tokenizer, all)
                                         : from_stream(o, *tokenizer, all);
     });
+  }
+  text.first_tokens = learns_first_tokens(o);
+  if (text.first_tokens) {
+    text.windows.insert(text.windows.begin(), draw_first_tokens(text.windows, o));
   }
   const int64_t vocab = ModelConfig::load(*file).vocab;
   for (const Ids& window : text.windows) {

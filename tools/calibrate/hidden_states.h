@@ -5,6 +5,8 @@
 #include <memory>
 #include <span>
 
+#include "tools/calibrate/block.h"
+
 namespace oq::calibrate {
 
 /// What enters the next block: [windows][tokens][hidden] floats, in memory, or in an unlinked file
@@ -26,6 +28,11 @@ class HiddenStates {
   bool on_disk() const { return on_disk_; }
   static uint64_t bytes(int64_t windows, int64_t tokens, int64_t hidden);
 
+  /// From now on the first window is one of first tokens.
+  void begin_with_first_tokens() { first_ = Sight::alone; }
+  /// What the tokens of a window see.
+  Sight sight(int64_t window) const { return window == 0 ? first_ : Sight::causal; }
+
   float* data() { return data_; }
   std::span<float> window(int64_t i) { return {data_ + i * size_, size_t(size_)}; }
   std::span<const float> window(int64_t i) const { return {data_ + i * size_, size_t(size_)}; }
@@ -35,6 +42,7 @@ class HiddenStates {
   uint64_t memory_limit_;
   std::filesystem::path scratch_folder_;
   bool on_disk_;
+  Sight first_ = Sight::causal;
   float* data_ = nullptr;
 };
 

@@ -39,7 +39,7 @@ struct Arguments {
   CLI::Option* method = nullptr;
   // Whose defaults are not fixed.
   CLI::Option *clip = nullptr, *transform = nullptr, *clip_rate = nullptr,
-              *transform_rate = nullptr, *aug_loss = nullptr;
+              *transform_rate = nullptr, *aug_loss = nullptr, *first_tokens = nullptr;
 };
 
 void add_text_flags(CLI::App& app, calibrate::Options& o) {
@@ -117,6 +117,10 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
       "--aug-loss,!--no-aug-loss", l.aug_loss,
       "omniquant, abq, auto: learn also towards the full-precision block on the quantized one's "
       "inputs (the default where only weights are quantized, to 2 bits, but for --faithful)");
+  a.first_tokens = app.add_flag(
+      "--first-tokens,!--no-first-tokens", l.first_tokens,
+      "omniquant, abq, auto: learn also from a window of tokens that are each a text's "
+      "first (the default where activations are quantized, but for --faithful)");
   app.add_option("--attention-loss", l.attention_share,
                  "abq: share in the loss of the divergence of attention maps")
       ->check(CLI::Range(0.0, 100.0))
@@ -218,6 +222,9 @@ void settle_learning(Arguments& a) {
   if (a.aug_loss->count() == 0) {
     const bool weights_alone = !o.scheme.quantizes_activations();
     o.learning.aug_loss = !faithful && weights_alone && o.scheme.weight_bits == 2;
+  }
+  if (a.first_tokens->count() == 0) {
+    o.learning.first_tokens = !faithful && o.scheme.activation_bits < 16;
   }
   if (calibrate::learns(o.method) && !o.learning.clip && !o.learning.transform) {
     throw tool::usage_error("with neither --lwc nor --let there is nothing to learn");

@@ -25,6 +25,10 @@ bool aims_at_own_targets(const Options& o) {
   return o.learning.aug_loss || (o.method == "abq" && o.learning.faithful);
 }
 
+bool learns_first_tokens(const Options& o) {
+  return learns(o.method) && o.parameters.empty() && o.learning.first_tokens;
+}
+
 bool heads_share_range(const Options& o, const ModelConfig& config) {
   const bool quantizes = o.scheme.query_bits < 16 || o.scheme.kv_bits < 16;
   return learns(o.method) && o.learning.faithful && quantizes &&
@@ -60,6 +64,7 @@ std::string training_options(const Options& o) {
     if (l.transform) t += fmt::format(" --let-lr {}", l.transform_rate);
     if (starts_from_inputs(o) && !o.smooth) t += fmt::format(" --alpha {}", o.alpha);
     t += l.aug_loss ? " --aug-loss" : " --no-aug-loss";
+    t += l.first_tokens ? " --first-tokens" : " --no-first-tokens";
     if (l.attention_share > 0) t += fmt::format(" --attention-loss {}", l.attention_share);
     if (!o.act_scales.empty()) t += " --act-scales " + o.act_scales.filename().string();
     if (!o.act_shifts.empty()) t += " --act-shifts " + o.act_shifts.filename().string();

@@ -22,6 +22,7 @@ struct Learning {
   double clip_rate = 1e-1;  ///< AdamW's; the paper's 1e-2 and 5e-3 are for 16 times the steps
   double transform_rate = 2e-2;
   bool aug_loss = false;  ///< also towards the full-precision block on the quantized block's inputs
+  bool first_tokens = false;   ///< also from a window of tokens that are each a text's first
   double attention_share = 0;  ///< abq: of the divergence of attention maps, in the loss
   bool faithful =
       false;  ///< as the reference's code does it where it differs (methods/learned.cpp)
@@ -73,6 +74,10 @@ bool observes_inputs(const Options& options);
 /// Whether learning aims at the full-precision block on the quantized block's inputs as well: with
 /// --aug-loss; the code of ABQ's authors always does. OmniQuant's scripts ask for it at 2 bits.
 bool aims_at_own_targets(const Options& options);
+
+/// Whether a window more is learned from, of tokens that are each a text's first: other windows
+/// begin with one each, and a model treats it as no other (methods/learned.cpp).
+bool learns_first_tokens(const Options& options);
 
 /// Whether q, k and v of a token are each quantized in one range over all heads: as the references
 /// do it for models with learned positions (OPT), which they quantize before heads are split.

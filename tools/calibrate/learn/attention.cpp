@@ -15,17 +15,22 @@ void Heads::resize(const ModelConfig& c, int64_t tokens) {
   v.resize(size_t(tokens * c.kv_width()));
 }
 
+/// The first key that a query sees.
+int64_t AttentionGraph::first_seen(int64_t position) const {
+  if (sight_ == Sight::alone) return position;
+  return c_.window > 0 ? std::max<int64_t>(0, position + 1 - c_.window) : 0;
+}
+
 AttentionGraph::Tile AttentionGraph::tile(int64_t head, int64_t index, int64_t tokens) const {
   const int64_t first = index * kTile, n = std::min(kTile, tokens - first);
-  const int64_t key = c_.window > 0 ? std::max<int64_t>(0, first + 1 - c_.window) : 0;
+  const int64_t key = first_seen(first);
   return {.head = head, .first = first, .n = n, .key = key, .keys = first + n - key};
 }
 
 /// Gives `fill` to the keys that a query does not see.
 void AttentionGraph::mask(const Tile& t, int64_t query, float* row, float fill) const {
   const int64_t position = t.first + query;
-  const int64_t seen = c_.window > 0 ? std::max<int64_t>(0, position + 1 - c_.window) : 0;
-  std::fill(row, row + std::max<int64_t>(0, seen - t.key), fill);
+  std::fill(row, row + (first_seen(position) - t.key), fill);
   std::fill(row + (position + 1 - t.key), row + t.keys, fill);
 }
 
@@ -84,8 +89,9 @@ void AttentionGraph::add_to_map(const Tile& t, const float* p, int64_t tokens, f
 }
 
 void AttentionGraph::forward(ThreadPool& pool, const Heads& x, int64_t tokens, float* out,
-                             float* map) {
+                             float* map, Sight sight) {
   const BlasThreads single(1);
+  sight_ = sight;
   const int64_t tiles = (tokens + kTile - 1) / kTile, size = 2 * kTile * tokens;
   log_sums_.resize(size_t(c_.heads * tokens));
   scratch_.resize(size_t(pool.threads() * size));

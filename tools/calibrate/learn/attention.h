@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/thread_pool.h"
 #include "runtime/config.h"
+#include "tools/calibrate/block.h"
 
 namespace oq::calibrate {
 
@@ -26,7 +27,8 @@ class AttentionGraph {
 
   /// out [tokens][q_width]. `map`, where it is not null: [tokens][tokens], the mean of all heads'
   /// softmax, 0 where a token sees nothing.
-  void forward(ThreadPool& pool, const Heads& x, int64_t tokens, float* out, float* map = nullptr);
+  void forward(ThreadPool& pool, const Heads& x, int64_t tokens, float* out, float* map = nullptr,
+               Sight sight = Sight::causal);
 
   /// Of the last `forward`, with its x and `out`: d_out, and d_map where it is not null, -> d,
   /// which is overwritten.
@@ -41,6 +43,7 @@ class AttentionGraph {
     int64_t head, first, n, key, keys;
   };
 
+  int64_t first_seen(int64_t position) const;
   Tile tile(int64_t head, int64_t index, int64_t tokens) const;
   void scores(const Tile& tile, const Heads& x, float* s) const;
   void mask(const Tile& tile, int64_t query, float* row, float fill) const;
@@ -53,6 +56,7 @@ class AttentionGraph {
 
   const ModelConfig& c_;
   const std::vector<float>& alibi_;
+  Sight sight_ = Sight::causal;  ///< of the last forward
   std::vector<float> log_sums_;  ///< [heads][tokens]
   std::vector<float> scratch_;   ///< [threads][2][kTile][tokens]
   std::vector<float> dk_, dv_;   ///< [heads][tokens][head_dim], before a group's are added up

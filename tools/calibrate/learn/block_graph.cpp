@@ -89,7 +89,8 @@ void BlockGraph::attend(const BlockWeights& w, const float* x, float* out) {
   const bool quantizes = query_.active() || cache_.active();
   if (quantizes) quantize_heads();
   attended_.resize(size_t(tokens_ * c.q_width()));
-  attention_.forward(pool_, quantizes ? quantized_ : heads_, tokens_, attended_.data(), map_);
+  attention_.forward(pool_, quantizes ? quantized_ : heads_, tokens_, attended_.data(), map_,
+                     sight_);
   o_.forward(pool_, w.linears.at("o"), per_tensor, attended_.data(), tokens_, out, c.hidden);
 }
 
@@ -132,12 +133,13 @@ void BlockGraph::mlp_backward(const BlockWeights& w, const float* d_out, BlockWe
 }
 
 void BlockGraph::forward(const BlockWeights& w, const Scheme& scheme, const float* x,
-                         int64_t tokens, float* y, float* map) {
+                         int64_t tokens, float* y, float* map, Sight sight) {
   const ModelConfig& c = config_;
   const auto size = size_t(tokens * c.hidden);
   x_ = x;
   map_ = map;
   tokens_ = tokens;
+  sight_ = sight;
   context_.per_tensor = scheme.per_tensor;
   query_ = {.bits = scheme.query_bits};
   cache_ = {.kind = ActivationQuantizer::Kind::cache, .bits = scheme.kv_bits};

@@ -25,7 +25,7 @@ class BlockGraph {
   /// of linears as each linear says. x and y must live until `backward`, and are not the same.
   /// `map`, where it is not null, is AttentionGraph's.
   void forward(const BlockWeights& w, const Scheme& scheme, const float* x, int64_t tokens,
-               float* y, float* map = nullptr);
+               float* y, float* map = nullptr, Sight sight = Sight::causal);
 
   /// Of the last `forward`, with its weights: adds to `gradients` (of_shape), and writes dx
   /// [tokens][hidden]. With a null dx, what comes before q, k and v gets no gradient, nor does a
@@ -63,6 +63,7 @@ class BlockGraph {
 
   const float* x_ = nullptr;  ///< of the last forward
   int64_t tokens_ = 0;
+  Sight sight_ = Sight::causal;
   float* map_ = nullptr;
   const float* d_map_ = nullptr;
   Heads heads_, quantized_, d_heads_;

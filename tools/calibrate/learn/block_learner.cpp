@@ -182,7 +182,8 @@ void BlockLearner::observe_inputs() {
         add_moments(x, rows, cols, s.sums, s.squares);
         s.tokens += rows;
         for (const std::string& name : group) inputs_[name] = s;
-      });
+      },
+      true);
 }
 
 /// s = max|x|^alpha / max|w|^(1 - alpha) by channel, the largest of the columns that share it; the
@@ -335,7 +336,7 @@ void BlockLearner::make_targets() {
   for (int64_t w = 0; w < job_.windows(); ++w) {
     graph_.forward(original_, {}, job_.input(w).data(), job_.tokens(),
                    own_targets_ ? own_targets_->window(w).data() : output_.data(),
-                   maps_ ? maps_->window(w).data() : nullptr);
+                   maps_ ? maps_->window(w).data() : nullptr, job_.sight(w));
   }
 }
 
@@ -389,7 +390,7 @@ double BlockLearner::learn_from(int64_t first, int64_t end, double rates) {
 
 double BlockLearner::learn_window(int64_t window, double share) {
   graph_.forward(executed_, options_.scheme, job_.input(window).data(), job_.tokens(),
-                 output_.data(), maps_ ? map_.data() : nullptr);
+                 output_.data(), maps_ ? map_.data() : nullptr, job_.sight(window));
   std::fill(d_output_.begin(), d_output_.end(), 0.0f);
   std::fill(d_map_.begin(), d_map_.end(), 0.0f);
   double loss = towards(job_.target(window), share);

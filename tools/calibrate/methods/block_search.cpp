@@ -120,7 +120,8 @@ double BlockSearch::measure(int64_t first) {
   for (int64_t w = first; w < end; ++w) {
     x_.assign(job_.input(w).begin(), job_.input(w).end());
     unused_.assign(x_.size(), 0);
-    job_.runner().forward(executed_, job_.options().scheme, x_.data(), job_.tokens());
+    job_.runner().forward(executed_, job_.options().scheme, x_.data(), job_.tokens(), {},
+                          job_.sight(w));
     sum += relative_error(x_, job_.target(w), cols, 1.0 / double(end - first), unused_);
   }
   return std::isfinite(sum) ? sum : std::numeric_limits<double>::infinity();

@@ -14,7 +14,10 @@
 /// A token's error counts by the size of its target, not as it is; rates fall to 0; clipping starts
 /// from the grids that lose least of the outputs, and its two bounds learn apart. The last block,
 /// behind which there is nothing but the head, learns what the model predicts: the divergence from
-/// full precision's predictions takes the place of the errors of its output.
+/// full precision's predictions takes the place of the errors of its output. A text's first token,
+/// whichever it is, becomes hundreds of times larger than others in some block, and all others
+/// attend to it; windows have one each, too few to learn from, so where activations are quantized
+/// there is a window more of tokens that stand alone (--first-tokens).
 ///
 /// --faithful keeps to their code where it differs: q and k scaled by dimension under RoPE (which
 /// is no equivalence), scales started from one linear of each pair and the first query head of a
