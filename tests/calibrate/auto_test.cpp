@@ -289,7 +289,8 @@ TEST_CASE("preflight counts what judging by the model's predictions takes") {
   };
   const auto few = flight(101, 8), many = flight(2001, 8);  // one window is held out
   const int64_t head = 1900 * config.hidden;
-  CHECK(many.memory - few.memory == sizeof(float) * uint64_t(head));
+  const int64_t logits = 1900 * 2 * calibrate::HeadGraph::kTokens;
+  CHECK(many.memory - few.memory == sizeof(float) * uint64_t(head + logits));
   // Full precision's logits and a block's, for each of the two blocks.
   CHECK(many.flops - few.flops == doctest::Approx(2 * 2 * 2.0 * double(head * o.window)));
   CHECK(flight(101, 7).memory == flight(2001, 7).memory);

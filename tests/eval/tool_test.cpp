@@ -336,6 +336,7 @@ TEST_CASE("oq-calibrate refuses flags of learning that have nothing to do beside
           "--act-scales is read where");
   refused({"--params", file, "--act-scales", file, "--faithful"}, "--act-scales is read where");
   refused({"--params", file, "--epochs", "3"}, "--epochs is read without --params only");
+  refused({"--params", file, "--first-tokens"}, "--first-tokens is read without --params only");
   refused({"--params", file, "--tuning", "mse"}, "--tuning is read without --params only");
   refused({"--params", file, "--lwc-lr", "0.1"}, "--lwc-lr is read");
   refused({"--text", m.text, "--no-lwc", "--lwc-lr", "0.1"}, "--lwc-lr is read");

@@ -43,8 +43,8 @@ std::vector<float> product(const std::vector<float>& x, int64_t rows, const std:
   return y;
 }
 
-void add(const std::vector<float>& from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] += from[size_t(i)];
+void add(const float* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
 
 }  // namespace
@@ -141,11 +141,10 @@ void BlockRunner::embed(std::span<const std::vector<int32_t>> windows, float* x,
       std::copy_n(table.data() + window[size_t(t)] * width, width, rows.data() + t * width);
     }
     if (c.projected()) rows = product(rows, n, projection, hidden);
-    if (!positions.empty() && !first_tokens) add(positions, n * hidden, rows.data());
-    for (int64_t t = 0; t < n && !positions.empty() && first_tokens; ++t) {
-      add(positions, hidden, rows.data() + t * hidden);
+    const bool alone = first_tokens && &window == &windows.front();
+    for (int64_t t = 0; t < n && !positions.empty(); ++t) {
+      add(positions.data() + (alone ? 0 : t * hidden), hidden, rows.data() + t * hidden);
     }
-    first_tokens = false;  // the others are texts
     if (c.embedding_norm) {
       norm(after, rows.data(), n, x);
     } else {
@@ -177,7 +176,8 @@ void BlockRunner::linear(const LinearWeights& l, const float* x, int64_t tokens,
     x = quantized_.data();
   }
   multiply(x, tokens, l.in(), l.weight.data(), l.out(), y, stride);
-  for (int64_t t = 0; t < tokens && !l.bias.empty(); ++t) add(l.bias, l.out(), y + t * stride);
+  for (int64_t t = 0; t < tokens && !l.bias.empty(); ++t)
+    add(l.bias.data(), l.out(), y + t * stride);
 }
 
 /// Positions and rounding of q, k and v; k and v go into the cache.
@@ -336,10 +336,10 @@ void BlockRunner::forward(const BlockWeights& block, const Scheme& scheme, float
   };
   attention(block, scheme, normed_x(block.attn_norm), tokens, tap, sight, attended.data());
   if (c.parallel) run_mlp();
-  add(attended, n, x);
+  add(attended.data(), n, x);
   post_norm(block.attn_norm);
   if (!c.parallel) run_mlp();
-  add(mlped, n, x);
+  add(mlped.data(), n, x);
   post_norm(block.mlp_norm);
 }
 

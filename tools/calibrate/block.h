@@ -15,6 +15,7 @@
 #include "runtime/backend/cpu/attention.h"
 #include "runtime/backend/cpu/kv_cache.h"
 #include "runtime/config.h"
+#include "tools/calibrate/sight.h"
 #include "tools/calibrate/solver/linalg.h"
 
 namespace oq::calibrate {
@@ -49,12 +50,6 @@ std::vector<std::vector<std::string>> input_groups(const ModelConfig& config);
 
 /// Floats of a tensor of any kind, [rows][cols].
 std::vector<float> read_tensor(const File& file, const std::string& name);
-
-/// What the tokens of a window see of each other.
-enum class Sight {
-  causal,  ///< those before, as in any text
-  alone,   ///< nothing: each is the first token of a text, at position 0
-};
 
 /// Runs windows of tokens through blocks, as the runtime's decoder does (a test holds it to that),
 /// in fp32 and with what happens on the way visible. Linears go through BLAS. One thread at a time;

@@ -21,13 +21,13 @@ void BlockJob::progress(double done, std::string_view what) const {
                      fmt::format("block {} of {}, {}", index_ + 1, config().blocks, what));
 }
 
-void BlockJob::observe(const BlockRunner::Tap& tap, bool first_tokens) {
+void BlockJob::observe(const BlockRunner::Tap& tap, Sight of) {
   std::vector<float> x;
   for (int64_t w = 0; w < windows(); ++w) {
-    if (sight(w) == Sight::alone && !first_tokens) continue;
+    if (sight(w) != of) continue;
     const auto window = hidden_.window(w);
     x.assign(window.begin(), window.end());
-    runner_.forward(weights_, options_.scheme, x.data(), hidden_.tokens(), tap, sight(w));
+    runner_.forward(weights_, options_.scheme, x.data(), hidden_.tokens(), tap, of);
   }
 }
 

@@ -73,9 +73,9 @@ class BlockJob {
   /// What is done from now on is the block's work between these shares; all of it at first.
   void part(double begin, double end) { part_ = {begin, end}; }
 
-  /// Runs every window that may be learned from through the block as it stands; that of first
-  /// tokens only where they are asked for.
-  void observe(const BlockRunner::Tap& tap, bool first_tokens = false);
+  /// Runs every window that may be learned from through the block as it stands: texts, or that of
+  /// first tokens, where there is one.
+  void observe(const BlockRunner::Tap& tap, Sight of = Sight::causal);
 
   /// A linear is finished. The block goes on running with its old weights until `apply`.
   void store(const std::string& name, QuantizedLinear linear, LinearReport report);

@@ -5,7 +5,7 @@
 #include <memory>
 #include <span>
 
-#include "tools/calibrate/block.h"
+#include "tools/calibrate/sight.h"
 
 namespace oq::calibrate {
 

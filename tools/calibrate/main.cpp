@@ -286,7 +286,7 @@ void check_method_flags(const CLI::App& app, const calibrate::Options& o) {
     const char* where;
   } conditions[] = {
       {{"--windows", "--seed", "--tuning", "--epochs", "--batch-size", "--aug-loss",
-        "--attention-loss"},
+        "--first-tokens", "--attention-loss"},
        learning,
        "without --params"},
       {{"--lwc-lr"}, learning && l.clip, "with --lwc and without --params"},

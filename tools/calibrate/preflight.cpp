@@ -71,6 +71,7 @@ struct Work {
   double passes = 0;        ///< of all windows through the block, forwards
   double products = 0;      ///< of all inputs with themselves, for second moments
   double heads = 0;         ///< likewise through the head
+  double tables = 0;        ///< heads that are held in fp32
   double weight_bytes = 0;  ///< a weight takes: in fp32 as often as it is held, and as a candidate
   double matrices = 0;      ///< of second moments of one input, held at once
 };
@@ -78,10 +79,13 @@ struct Work {
 Work learning_work(const Options& o, int64_t blocks) {
   const bool again = aims_at_own_targets(o) || o.learning.attention_share > 0;
   // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
-  return {.passes =
-              3.0 * double(o.learning.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (again ? 1 : 0),
-          .heads = o.learning.faithful ? 0 : 3.0 * double(o.learning.epochs) / double(blocks),
-          .weight_bytes = 4 * 6};
+  Work w{.weight_bytes = 4 * 6};
+  w.passes = 3.0 * double(o.learning.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (again ? 1 : 0);
+  if (o.parameters.empty() && !o.learning.faithful) {  // by the last block, for each target
+    w.heads = (aims_at_own_targets(o) ? 6.0 : 3.0) * double(o.learning.epochs) / double(blocks);
+    w.tables = 1;
+  }
+  return w;
 }
 
 /// Whether choices are judged by what the model predicts.
@@ -105,7 +109,10 @@ Work auto_work(const Options& o, int64_t blocks, int64_t linears, int64_t window
   } else {
     w.passes += judged * double(linears) * double(n.learned - 1);
     w.passes += judging_passes(blocks, windows);
-    if (judges(o, windows)) w.heads += judged * 2 * 2;
+    if (judges(o, windows)) {
+      w.heads += judged * 2 * 2;
+      w.tables += 1;
+    }
   }
   // A search runs on a copy; judging takes two, and what is behind them.
   w.weight_bytes = std::max({w.weight_bytes + 4 * 2, 4 * (judges(o, windows) ? 6 : 4) + both,
@@ -162,7 +169,8 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double moments =
       work.matrices * (std::min(block.squares, 3 * block.largest_square) + block.largest_square);
   double working = work.weight_bytes * block.weights + 4 * moments + row * double(o.window);
-  if (work.heads > 0) working += table;
+  const double logits = 2 * 4.0 * double(HeadGraph::kTokens) * double(config.vocab);
+  working += work.tables * (table + logits);
   if (judges(o, windows)) {  // full precision's hidden states behind all blocks, and two others
     working += 3 * double(HiddenStates::bytes(held_out_windows(windows), o.window, config.hidden));
   }

@@ -4,7 +4,7 @@
 
 #include "kernels/cpu/thread_pool.h"
 #include "runtime/config.h"
-#include "tools/calibrate/block.h"
+#include "tools/calibrate/sight.h"
 
 namespace oq::calibrate {
 

@@ -124,13 +124,13 @@ void BlockLearner::learn() {
   }
   make_targets();
   const Learning& o = options_.learning;
-  const int64_t steps = o.epochs * ((job_.windows() + o.batch - 1) / o.batch);
+  const int64_t windows = job_.windows(), batches = (windows + o.batch - 1) / o.batch;
   int64_t step = 0;
   for (int64_t epoch = 0; epoch < o.epochs; ++epoch) {
     double loss = 0;
-    for (int64_t first = 0; first < job_.windows(); first += o.batch) {
-      const int64_t end = std::min(job_.windows(), first + o.batch);
-      const double done = double(step++) / double(steps);
+    for (int64_t i = 0; i < batches; ++i) {
+      const int64_t first = i * windows / batches, end = (i + 1) * windows / batches;
+      const double done = double(step++) / double(o.epochs * batches);
       const double rates = recipe_.decays ? 0.5 * (1 + std::cos(std::numbers::pi * done)) : 1;
       const double batch_loss = learn_from(first, end, rates);
       if (!std::isfinite(batch_loss)) {
@@ -139,7 +139,7 @@ void BlockLearner::learn() {
                                           job_.full_name("output"), epoch + 1, first),
                      .hint = "lower --lwc-lr and --let-lr, or leave out --let"});
       }
-      loss += batch_loss * double(end - first) / double(job_.windows());
+      loss += batch_loss * double(end - first) / double(windows);
     }
     job_.add_loss(loss);
     job_.progress(double(epoch + 1) / double(o.epochs + 1),
@@ -173,17 +173,20 @@ void BlockLearner::take_ranges(const BlockParameters& ranges) {
 }
 
 void BlockLearner::observe_inputs() {
-  job_.observe(
-      [&](const std::vector<std::string>& group, const float* x, int64_t rows, int64_t cols) {
-        InputStats& s = inputs_[group.front()];
-        if (s.largest.empty()) s.largest.resize(size_t(cols));
-        update_channel_max({x, size_t(rows * cols)}, s.largest);
-        add_middle(x, rows, cols, s.middle);
-        add_moments(x, rows, cols, s.sums, s.squares);
-        s.tokens += rows;
-        for (const std::string& name : group) inputs_[name] = s;
-      },
-      true);
+  for (const Sight of : {Sight::alone, Sight::causal}) {
+    job_.observe(
+        [&](const std::vector<std::string>& group, const float* x, int64_t rows, int64_t cols) {
+          InputStats& s = inputs_[group.front()];
+          if (s.largest.empty()) s.largest.resize(size_t(cols));
+          update_channel_max({x, size_t(rows * cols)}, s.largest);
+          // First tokens' range is hundreds of times that of others: no place for these to start.
+          if (of == Sight::causal) add_middle(x, rows, cols, s.middle);
+          add_moments(x, rows, cols, s.sums, s.squares);
+          s.tokens += rows;
+          for (const std::string& name : group) inputs_[name] = s;
+        },
+        of);
+  }
 }
 
 /// s = max|x|^alpha / max|w|^(1 - alpha) by channel, the largest of the columns that share it; the

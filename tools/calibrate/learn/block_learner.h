@@ -34,10 +34,11 @@ struct Recipe {
 };
 
 /// Learns clipping (LWC) and transformation (LET) of one block, so that the block with quantized
-/// weights and activations comes close to the full-precision one (Shao et al. 2023, eq. 1), and
+/// weights and activations comes close to the full-precision one (Shao et al. 2023, eq. 1), or, if
+/// it is the last, what the model predicts; and
 /// stores the block's linears, norms and biases. Where the job has parameters, these are applied
 /// and nothing is learned. Memory: four times the block's weights, three
-/// without LET, beside what the graph keeps of one window.
+/// without LET, beside what the graph keeps of one window; in the last block also a HeadGraph.
 class BlockLearner {
  public:
   BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recipe);

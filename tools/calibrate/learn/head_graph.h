@@ -13,6 +13,8 @@ namespace oq::calibrate {
 /// it is learned. Memory: the head in fp32, and the logits of kTokens tokens, twice for divergence.
 class HeadGraph {
  public:
+  static constexpr int64_t kTokens = 64;  ///< whose logits exist at a time
+
   /// The pool must outlive this.
   HeadGraph(const File& file, const ModelConfig& config, ThreadPool& pool);
 
@@ -29,8 +31,6 @@ class HeadGraph {
                          float* d_x);
 
  private:
-  static constexpr int64_t kTokens = 64;  ///< whose logits exist at a time
-
   const float* head_input(const float* x, int64_t tokens);
   void make_logits(const float* input, int64_t tokens);
   void make_both_logits(const float* expected, const float* x, int64_t tokens);

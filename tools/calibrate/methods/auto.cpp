@@ -11,7 +11,8 @@
 /// for errors, to choose by. In the error of a block's output on these, no single method that was
 /// tried is better than what the search ends with. That does not make the model better: so it takes
 /// the place of learned codes only where the model's predictions come closer to those of full
-/// precision, too (OutputJudge), by more than a standard error.
+/// precision, too (OutputJudge), by more than a standard error. Of few windows none are held out,
+/// and the search has the last word, as it has within a budget.
 ///
 /// With --target-bits, linears have other widths as well. Each block may take its share of the
 /// bytes: what each linear costs at each width is measured with the rest of the block in full
@@ -134,13 +135,15 @@ class Auto final : public Method {
  private:
   /// Of a block's work, by passes of all windows: three a learned epoch, one for each choice.
   static double learning_share(const BlockJob& job) {
-    const AutoCandidates n = auto_candidates(job.options());
-    const double epochs = 3.0 * double(job.options().learning.epochs) + 1;
+    const Options& o = job.options();
+    const AutoCandidates n = auto_candidates(o);
+    const double epochs = 3.0 * double(o.learning.epochs) + 1;
     const double choices = double(n.plain + n.learned + n.mixed);
-    const double judged = judged_share(job.all_windows());
-    const auto linears = double(job.weights().linears.size());
-    return epochs / (epochs + choices + judged * choices * (1 + linears) +
-                     judging_passes(job.config().blocks, job.all_windows()));
+    const double searched =
+        1 + judged_share(job.all_windows()) * (1 + double(job.weights().linears.size()));
+    const double judged =
+        o.target_bits > 0 ? 0 : judging_passes(job.config().blocks, job.all_windows());
+    return epochs / (epochs + choices * searched + judged);
   }
 
   /// The block behind learned transformations, with its learned codes.
@@ -151,8 +154,9 @@ class Auto final : public Method {
     }
     Variant v{job.weights()};
     const Learning& l = job.options().learning;
-    const bool five_levels = job.options().scheme.five_levels;
-    BlockLearner learner(job, *graph_, five_levels ? abq_recipe(job) : omniquant_recipe(job));
+    Recipe recipe = job.options().scheme.five_levels ? abq_recipe(job) : omniquant_recipe(job);
+    recipe.f16 = false;  // errors are made up for in fp32
+    BlockLearner learner(job, *graph_, recipe);
     learner.run();
     if (l.transform) v.weights = learner.folded();
     for (const auto& [name, done] : job.done()) {
@@ -314,6 +318,7 @@ class Auto final : public Method {
     const double error = usual.error(codes);
     if (!std::isfinite(error)) return;
     if (!judge_) judge_ = std::make_unique<OutputJudge>(job.runner());
+    job.progress(1, "comparing predictions");
     const auto d = judge_->compare(job, usual.executed(codes), other.executed(found.choice));
     if (!(d.mean < -d.standard_error)) found = {&learned, std::move(codes), error};
   }

@@ -60,7 +60,8 @@ std::vector<double> OutputJudge::divergence(const States& states, int64_t tokens
   std::vector<double> all;
   for (size_t w = 0; w < states.size(); ++w) {
     const std::vector<double> d = head_.divergence(full_[w].data(), states[w].data(), tokens);
-    all.insert(all.end(), d.begin(), d.end());
+    // What is not finite is as far as can be.
+    for (const double v : d) all.push_back(std::isfinite(v) ? v : 1e9);
   }
   return all;
 }
