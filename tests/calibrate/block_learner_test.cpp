@@ -187,10 +187,10 @@ TEST_CASE("shifts start in the middle of texts' inputs, whatever first tokens ar
   text.options.learning.transform = with.options.learning.transform = true;
   const BlockParameters expected = text.learned("w4a4", 0);
   int shifts = 0;
-  for (const auto& [name, found] : with.learned("w4a4", 0)) {
-    if (!name.ends_with(".shift")) continue;
-    CAPTURE(name);
-    const auto a = found.values(), b = expected.at(name).values();
+  for (const auto& entry : with.learned("w4a4", 0)) {
+    if (!entry.first.ends_with(".shift")) continue;
+    CAPTURE(entry.first);
+    const auto a = entry.second.values(), b = expected.at(entry.first).values();
     CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
     CHECK(std::any_of(a.begin(), a.end(), [](float v) { return v != 0; }));
     ++shifts;
