@@ -389,6 +389,7 @@ TEST_CASE("a report of a learned file has the loss of every block") {
   const std::string html = bytes_of(dir / "report.html");
   CHECK(html.find("Loss of each block") != std::string::npos);
   CHECK(html.find(fmt::format("{:.4g}", result.losses[1].back())) != std::string::npos);
+  CHECK(html.find("The last block's loss is the divergence") != std::string::npos);
   CHECK(html.find("as chosen") == std::string::npos);  // nothing was
 }
 

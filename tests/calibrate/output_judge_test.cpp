@@ -100,9 +100,9 @@ TEST_CASE("the divergence with other blocks in the first blocks' places is the d
     double mean = 0, squares = 0;
     for (const double v : with_first) mean -= v / double(with_first.size());
     for (const double v : with_first) squares += (v + mean) * (v + mean);
-    CHECK(d.mean == doctest::Approx(mean).epsilon(1e-4));
+    CHECK(d.mean() == doctest::Approx(mean).epsilon(1e-4));
     const auto n = double(with_first.size());
-    CHECK(d.standard_error == doctest::Approx(std::sqrt(squares / n / (n - 1))).epsilon(1e-4));
+    CHECK(d.standard_error() == doctest::Approx(std::sqrt(squares / n / (n - 1))).epsilon(1e-4));
 
     // The second block behind another first one: full precision is known already.
     advance(block, *block.hidden, load(*other, 0));
@@ -142,7 +142,7 @@ TEST_CASE("auto leaves learned codes only for what brings predictions closer to 
     BlockJob job = block.job();
     job.hold_out(held_out_windows(kWindows));
     const auto d = OutputJudge(*block.runner).compare(job, learned, together);
-    CHECK(d.mean < -d.standard_error);
+    CHECK(d.mean() < -d.standard_error());
   }
   CHECK(left > 0);
   CHECK(kept > 0);

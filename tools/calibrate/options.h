@@ -120,8 +120,10 @@ struct Result {
   std::vector<Part> parts;     ///< come to `bytes`, but for padding and the directory
   std::string text_source;     ///< empty: none was needed
   std::vector<LinearReport> linears;
-  std::vector<std::vector<double>> losses;  ///< [blocks][epochs]; empty where nothing was learned
-  std::vector<double> output_errors;        ///< [blocks], relative; NaN where none was measured
+  /// [blocks][epochs]; empty where nothing was learned. Errors of a block's output, but of the last
+  /// block the divergence of predictions (Recipe::predictions).
+  std::vector<std::vector<double>> losses;
+  std::vector<double> output_errors;  ///< [blocks], relative; NaN where none was measured
 };
 
 /// Calibrates `input` block by block and writes `output`. Finished blocks are kept beside it, in

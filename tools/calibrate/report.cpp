@@ -114,7 +114,7 @@ std::string loss_curve(const std::vector<double>& losses) {
       kWidth, kHeight + 2, kChartColours[0], points);
 }
 
-std::string loss_table(const Result& r) {
+std::string loss_table(const Options& o, const Result& r) {
   std::string rows;
   for (size_t b = 0; b < r.losses.size(); ++b) {
     const std::vector<double>& l = r.losses[b];
@@ -126,7 +126,11 @@ std::string loss_table(const Result& r) {
   if (rows.empty()) return {};
   return "<h2>Loss of each block, epoch by epoch</h2><table><tr><th>block</th><th>first epoch</th>"
          "<th>last</th><th>ratio</th><th></th></tr>" +
-         rows + "</table>";
+         rows + "</table>" +
+         (o.learning.faithful ? ""
+                              : "<p>The last block's loss is the divergence of what the model "
+                                "predicts from full precision, in nats; the others' are errors of "
+                                "their outputs.</p>");
 }
 
 /// The errors that a method which chooses by them has measured.
@@ -145,7 +149,7 @@ void write_report(const std::filesystem::path& path, const Options& o, const Mod
       escape(fmt::format("{} with {}, {}", o.input.filename().string(), o.method, o.scheme.str()));
   std::ofstream out(path, std::ios::trunc);
   out << fmt::format(kHead, fmt::arg("title", title)) << head_table(o, c, r, measured)
-      << "<h2>What the bytes are spent on</h2>" << part_table(r) << loss_table(r)
+      << "<h2>What the bytes are spent on</h2>" << part_table(r) << loss_table(o, r)
       << block_errors(r, c.blocks)
       << "<h2>Relative error of each linear's output on the calibration text</h2>"
       << chart(series_of(r, c.blocks, &LinearReport::output_error), c.blocks)

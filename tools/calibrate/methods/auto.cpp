@@ -320,7 +320,7 @@ class Auto final : public Method {
     if (!judge_) judge_ = std::make_unique<OutputJudge>(job.runner());
     job.progress(1, "comparing predictions");
     const auto d = judge_->compare(job, usual.executed(codes), other.executed(found.choice));
-    if (!(d.mean < -d.standard_error)) found = {&learned, std::move(codes), error};
+    if (!(d.mean() < -d.standard_error())) found = {&learned, std::move(codes), error};
   }
 
   static void store(BlockJob& job, Variant& v, const Choice& choice) {

@@ -9,18 +9,16 @@ namespace oq::calibrate {
 OutputJudge::OutputJudge(BlockRunner& runner)
     : runner_(runner), head_(runner.file(), runner.config(), runner.pool()) {}
 
-OutputJudge::Difference OutputJudge::compare(const BlockJob& job, const BlockWeights& usual,
-                                             const BlockWeights& other) {
+Statistics OutputJudge::compare(const BlockJob& job, const BlockWeights& usual,
+                                const BlockWeights& other) {
   States states[] = {behind(job, usual), behind(job, other)};
   States* const both[] = {&states[0], &states[1]};
   go_on(job, both);
   const std::vector<double> a = divergence(states[0], job.tokens());
   const std::vector<double> b = divergence(states[1], job.tokens());
-  const auto n = double(a.size());
-  double sum = 0, squares = 0;
-  for (size_t i = 0; i < a.size(); ++i) sum += b[i] - a[i];
-  for (size_t i = 0; i < a.size(); ++i) squares += std::pow(b[i] - a[i] - sum / n, 2);
-  return {sum / n, std::sqrt(squares / (n - 1) / n)};
+  Statistics difference;
+  for (size_t i = 0; i < a.size(); ++i) difference.add(b[i] - a[i]);
+  return difference;
 }
 
 std::vector<double> OutputJudge::divergence(const BlockJob& job, const BlockWeights& block) {

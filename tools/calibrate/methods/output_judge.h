@@ -6,6 +6,7 @@
 
 #include "tools/calibrate/block_job.h"
 #include "tools/calibrate/learn/head_graph.h"
+#include "tools/eval/statistics.h"
 
 namespace oq::calibrate {
 
@@ -17,17 +18,12 @@ namespace oq::calibrate {
 /// The runner outlives it. One thread at a time.
 class OutputJudge {
  public:
-  /// Of the divergence with the other block, less that with the usual one: its mean over tokens,
-  /// and the standard error of that. A negative mean is for the other.
-  struct Difference {
-    double mean = 0, standard_error = 0;
-  };
-
   explicit OutputJudge(BlockRunner& runner);
 
-  /// `usual` and `other` are blocks as they would be executed. Every job has the windows of the
-  /// first. PRECOND: it has targets and holds windows out.
-  Difference compare(const BlockJob& job, const BlockWeights& usual, const BlockWeights& other);
+  /// Of the divergence with the other block, less that with the usual one, over tokens: a negative
+  /// mean is for the other. Both are blocks as they would be executed. Every job has the windows of
+  /// the first. PRECOND: it has targets and holds windows out.
+  Statistics compare(const BlockJob& job, const BlockWeights& usual, const BlockWeights& other);
 
   /// Of each token, KL(full precision || with `block` in the job's place). PRECOND as above.
   std::vector<double> divergence(const BlockJob& job, const BlockWeights& block);
