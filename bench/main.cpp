@@ -96,7 +96,7 @@ void run_tests(const Options& o, const File& file, Decoder& decoder,
       if (r.peer) r.peer->run();
     });
   };
-  if (decoder.backend().device_bytes() > 0) {
+  if (decoder.backend().device_bytes()) {
     auto probe = make_device_probe();
     run(*probe);
     r.device = median(probe->rates());

@@ -22,11 +22,11 @@ std::string device_notes(const BenchReport& r) {
       "read bandwidth {:.1f} GB/s on the device; {:.1f} MB of weights per token; {:.1f} MB, {} in "
       "{:.1f} ms; {:.2f} GB of the device's memory\n",
       r.device / 1e9, double(r.bytes_per_token) / 1e6, double(r.model_bytes) / 1e6,
-      r.synthetic ? "made" : "loaded", r.load_seconds * 1e3, double(r.device_memory) / 1e9);
+      r.synthetic ? "made" : "loaded", r.load_seconds * 1e3, double(*r.device_memory) / 1e9);
 }
 
 std::string notes(const BenchReport& r) {
-  if (r.device_memory > 0) return device_notes(r);
+  if (r.device_memory) return device_notes(r);
   std::string pages;
   if (r.weights_on_huge_pages >= 0) {
     pages = fmt::format(", {:.0f} % of them on huge pages", r.weights_on_huge_pages * 100);
@@ -102,7 +102,7 @@ std::string to_json(const BenchReport& r) {
                                  {"bits_per_weight", r.bits_per_weight},
                                  {"load_seconds", r.load_seconds},
                                  {"model_bytes", r.model_bytes},
-                                 {"device_memory", r.device_memory},
+                                 {"device_memory", r.device_memory.value_or(0)},
                                  {"peak_memory", r.peak_memory},
                                  {"read_bandwidth", r.read_bandwidth()},
                                  {"read_bandwidth_in_place", r.in_place},

@@ -15,11 +15,11 @@ namespace oq {
 struct BenchReport {
   std::string model, scheme, backend;
   bool synthetic = false;
-  double bits_per_weight = 0;  ///< of the blocks' linears, from the bytes stored
-  double load_seconds = 0;     ///< to open (or make) the model and set up the decoder
-  uint64_t model_bytes = 0;    ///< of the file
-  uint64_t device_memory = 0;  ///< that the backend took of a GPU; 0: it runs on the host
-  uint64_t peak_memory = 0;    ///< of the host, with the probe's buffers and the mapped file
+  double bits_per_weight = 0;             ///< of the blocks' linears, from the bytes stored
+  double load_seconds = 0;                ///< to open (or make) the model and set up the decoder
+  uint64_t model_bytes = 0;               ///< of the file
+  std::optional<uint64_t> device_memory;  ///< that the backend took of a GPU, where it runs on one
+  uint64_t peak_memory = 0;  ///< of the host, with the probe's buffers and the mapped file
   /// Bytes per second, medians of the probe's passes: a GPU's memory; or the host's pages of either
   /// kind, and the weights where they lie (0: too few to tell).
   double device = 0, huge_pages = 0, small_pages = 0, in_place = 0;
@@ -29,7 +29,7 @@ struct BenchReport {
   std::optional<Peer> peer;
 
   double read_bandwidth() const {
-    return device_memory > 0 ? device : std::max(huge_pages, small_pages);
+    return device_memory ? device : std::max(huge_pages, small_pages);
   }
 };
 

@@ -161,12 +161,13 @@ void Decoder::head() {
 
 void Decoder::step(const Batch& batch) {
   std::vector<int64_t> lengths = lengths_after(batch);
-  if (backend_->begin(batch)) {
-    embed();
-    for (size_t i = 0; i < blocks_.size(); ++i) forward(blocks_[i], int64_t(i));
-    if (!batch.logit_rows.empty()) head();
-  }
-  backend_->end();
+  do {
+    if (backend_->begin(batch)) {
+      embed();
+      for (size_t i = 0; i < blocks_.size(); ++i) forward(blocks_[i], int64_t(i));
+      if (!batch.logit_rows.empty()) head();
+    }
+  } while (!backend_->end());
   lengths_ = std::move(lengths);
 }
 

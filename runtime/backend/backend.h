@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -93,8 +94,9 @@ class Backend {
   /// What runs, for people: "cpu, avx2, 2 threads".
   virtual std::string description() const = 0;
 
-  /// What it has taken of a device's memory, as the device tells it; 0: it runs on the host.
-  virtual uint64_t device_bytes() const = 0;
+  /// What it has taken of a device's memory, as the device tells it: of a device that others use
+  /// too, what they took or gave back meanwhile counts with it. Nothing: it runs on the host.
+  virtual std::optional<uint64_t> device_bytes() const = 0;
 
   /// Rows of a step that make long prompts fast, for a plan that is whole but for max_rows.
   virtual int64_t step_rows(const Plan&) const { return 256; }
@@ -147,8 +149,9 @@ class Backend {
   /// Logits of the batch's logit_rows: head(norm(x)).
   virtual void head(const Norm& norm, const Linear& head, const Buffer& x) = 0;
 
-  /// The step's last op has been enqueued.
-  virtual void end() = 0;
+  /// The step's last op has been enqueued. False: the step could not be captured and has not run;
+  /// it begins anew, with the same batch.
+  [[nodiscard]] virtual bool end() = 0;
 
   /// Logits of logit_rows[i], vocab of them; valid until the next `begin`. Throws when the last
   /// step asked for fewer.

@@ -295,6 +295,7 @@ TEST_CASE("preflight counts what judging by the model's predictions takes") {
   CHECK(many.flops - few.flops == doctest::Approx(2 * 2 * 2.0 * double(head * o.window)));
   CHECK(flight(101, 7).memory == flight(2001, 7).memory);
   CHECK(flight(101, 7).flops == flight(2001, 7).flops);
+  CHECK(many.last_block == 1);
   CHECK(calibrate::judging_passes(5, 7) == 0);
   CHECK(calibrate::judging_passes(5, 16) == doctest::Approx(2 * 4 / 16.0));
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <fstream>
 #include <functional>
+#include <map>
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -84,8 +85,8 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
     fs::remove(dir / "resumed.oq");
     o.output = dir / "resumed.oq";
     struct Stop {};
-    const auto stop_after_two = [](double done, double total, std::string_view) {
-      if (total == 4 && done == 2) throw Stop();
+    const auto stop_after_two = [](double, double, std::string_view what) {
+      if (what == "block 2 of 4") throw Stop();
     };
     CHECK_THROWS_AS(calibrate::calibrate(o, {.progress = stop_after_two, .notice = {}}), Stop);
     CHECK(fs::exists(dir / "resumed.oq") == false);
@@ -101,6 +102,28 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
     CHECK(bytes_of(dir / "resumed.oq") == bytes_of(dir / "whole.oq"));
     calibrate::calibrate(o);  // again, from nothing
     CHECK(bytes_of(dir / "resumed.oq") == bytes_of(dir / "whole.oq"));
+  }
+}
+
+TEST_CASE("the last block counts for as much as it works") {
+  const TempDir dir;
+  test::TinyOq tiny;
+  tiny.config.blocks = 4;
+  test::make_tiny_oq(dir / "in.oq", tiny);
+  for (const bool faithful : {false, true}) {
+    auto o = small_run(dir / "in.oq", dir / "out.oq", "omniquant", "w3a16");
+    o.learning.faithful = faithful;  // then it learns as the others do
+    std::map<std::string, double> at;
+    double all = 0;
+    const auto keep = [&](double done, double total, std::string_view what) {
+      if (what.substr(0, 5) != "block") return;
+      at[std::string(what)] = done;
+      all = total;
+    };
+    calibrate::calibrate(o, {.progress = keep, .notice = {}});
+    CHECK(at.at("block 3 of 4") == 3);
+    CHECK(at.at("block 4 of 4") == all);
+    CHECK((all == 4) == faithful);
   }
 }
 

@@ -34,6 +34,7 @@ class Device {
     state().memory = before_.memory;
     state().launches_left = before_.launches_left;
     state().allocations_left = before_.allocations_left;
+    state().graphs_left = before_.graphs_left;
   }
   static simt::DeviceState& state() { return simt::device_state(); }
   simt::DeviceState* operator->() { return &state(); }
@@ -370,7 +371,7 @@ TEST_CASE("a model whose weights are made on the device decodes, and is the same
   const auto random = [](const TensorInfo& t) { return t.kind == Kind::f32 ? 0.0f : 0.1f; };
   const auto logits = [&](CudaOptions options) {
     Decoder decoder(file, make_cuda_backend(std::move(options)), kOptions);
-    CHECK(decoder.backend().device_bytes() > 0);
+    CHECK(decoder.backend().device_bytes().value_or(0) > 0);
     const std::vector<int32_t> tokens = {1, 2, 3};
     const auto out = decoder.feed(tokens);
     return std::vector<float>(out.begin(), out.end());
@@ -416,14 +417,42 @@ TEST_CASE("a step that never ended is forgotten") {
   for (int i = 0; i < 3; ++i) {
     CHECK(steps.begin({1, 1}));
     if (i > 0) CHECK_THROWS_AS(cuda::uploaded(stream, std::span(&word, 1)), cuda::DeviceError);
-    if (i == 0) steps.end();
+    if (i == 0) CHECK(steps.end());
     steps.abandon();
     CHECK_NOTHROW(cuda::uploaded(stream, std::span(&word, 1)));
   }
   CHECK(steps.begin({1, 1}));
-  steps.end();
+  CHECK(steps.end());
   CHECK(!steps.begin({1, 1}));
-  steps.end();
+  CHECK(steps.end());
+}
+
+TEST_CASE("where graphs cannot be made, steps go on without them, to the same bits") {
+  const TempDir dir;
+  const auto file = make_tiny_oq(dir / "tiny.oq", {.scheme = "w4a16g32"});
+  std::vector<std::string> notices;
+  const auto logits = [&](int graphs) {
+    Device device;
+    device->graphs_left = graphs;
+    CudaOptions options;
+    options.notice = [&](const std::string& line) { notices.push_back(line); };
+    Decoder decoder(file, make_cuda_backend(std::move(options)), kOptions);
+    std::vector<float> all;
+    for (const std::vector<int32_t>& tokens :
+         {std::vector<int32_t>{1}, {2}, {3}, {4, 5}, {6, 7}, {8}, {9, 1}, {2}}) {
+      const auto out = decoder.feed(tokens);
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    return all;
+  };
+  const auto captured = logits(-1);
+  const size_t usual = notices.size();
+  for (const int graphs : {0, 1}) {
+    notices.clear();
+    CHECK(logits(graphs) == captured);
+    REQUIRE(notices.size() == usual + 1);  // it says so once
+    CHECK(notices.back().find("cannot be captured") != std::string::npos);
+  }
 }
 
 TEST_CASE("a recording runs when it is replayed, and refuses what cannot be captured") {

@@ -24,6 +24,7 @@ struct DeviceState {
   int recordings = 0;         ///< streams that record
   int launches_left = -1;     ///< the one after these fails; -1: none does
   int allocations_left = -1;  ///< likewise, of memory
+  int graphs_left = -1;       ///< likewise, of recordings that end as a graph
   uint64_t launches = 0;      ///< kernels that have started
 };
 DeviceState& device_state();

@@ -96,7 +96,11 @@ Recording::~Recording() {
 }
 Graph Recording::finish() {
   open_ = false;
-  return Graph(finish_recording(queue_of(stream_)));
+  Graph graph(finish_recording(queue_of(stream_)));
+  int& left = simt::device_state().graphs_left;
+  if (left == 0) throw DeviceError({.what = "the device's memory is full", .where = "emulator"});
+  if (left > 0) --left;
+  return graph;
 }
 
 Event::Event() = default;

@@ -101,7 +101,13 @@ std::vector<Part> parts_of(const File& file) {
 class Calibration {
  public:
   Calibration(const Options& o, const Observer& observer)
-      : o_(o), observer_(observer), file_(File::open(o.input)), config_(ModelConfig::load(*file_)) {
+      : o_(o),
+        observer_(observer),
+        of_blocks_{.progress = [this](double done, double,
+                                      std::string_view what) { progress(done, what); },
+                   .notice = observer.notice},
+        file_(File::open(o.input)),
+        config_(ModelConfig::load(*file_)) {
     check_tensors(*file_, config_);
     if (!o_.parameters.empty()) read_given();
     o_.scheme.heads_share_range = heads_share_range(o_, config_);
@@ -130,6 +136,7 @@ class Calibration {
     const Preflight flight = preflight(*file_, config_, o_, int64_t(text_.windows.size()));
     if (observer_.notice) observer_.notice(flight.text());
     flight.check(o_.output);
+    last_block_ = flight.last_block;
     WorkFolder work(o_.output, run_key(provenance_, o_), o_.resume);
     BlockRunner runner(file_, needs_text_ ? o_.window : 1, o_.threads);
     HiddenStates hidden(std::max<int64_t>(1, int64_t(text_.windows.size())),
@@ -150,7 +157,7 @@ class Calibration {
       if (needs_text_) {
         advance(runner, hidden, load_finished(*work.block(b), config_, o_.scheme, b), o_.scheme, b);
       }
-      progress(b + 1, fmt::format("block {} of {}", b + 1, config_.blocks));
+      progress(double(b + 1), fmt::format("block {} of {}", b + 1, config_.blocks));
     }
     Result result = assemble(runner, work);
     if (!o_.save_parameters.empty()) save_parameters(work);
@@ -195,13 +202,17 @@ class Calibration {
     write_parameters(o_.save_parameters, p);
   }
 
-  void progress(int64_t done, std::string_view what) const {
-    if (observer_.progress) observer_.progress(double(done), double(config_.blocks), what);
+  /// Of so many blocks; the last has more work than the others.
+  void progress(double blocks, std::string_view what) const {
+    if (!observer_.progress) return;
+    const double others = double(config_.blocks) - 1;
+    const double done = std::min(blocks, others) + last_block_ * std::max(0.0, blocks - others);
+    observer_.progress(done, others + last_block_, what);
   }
 
   void quantize(BlockRunner& runner, const HiddenStates& hidden, const HiddenStates* targets,
                 WorkFolder& work, int64_t b) {
-    BlockJob job(runner, hidden, o_, observer_, b, BlockWeights::load(*file_, config_, b),
+    BlockJob job(runner, hidden, o_, of_blocks_, b, BlockWeights::load(*file_, config_, b),
                  {.targets = targets,
                   .parameters = given_.blocks.empty() ? nullptr : &given_.blocks[size_t(b)],
                   .ranges = ranges_.empty() ? nullptr : &ranges_[size_t(b)]});
@@ -303,9 +314,11 @@ class Calibration {
 
   Options o_;
   const Observer& observer_;
+  Observer of_blocks_;  ///< of a job, which counts in blocks
   std::shared_ptr<const File> file_;
   ModelConfig config_;
   std::unique_ptr<Method> method_;
+  double last_block_ = 1;
   bool needs_text_ = false;
   CalibrationText text_;
   Provenance provenance_;

@@ -71,18 +71,19 @@ struct Work {
   double passes = 0;        ///< of all windows through the block, forwards
   double products = 0;      ///< of all inputs with themselves, for second moments
   double heads = 0;         ///< likewise through the head
+  double last_heads = 0;    ///< likewise, by the last block alone
   double tables = 0;        ///< heads that are held in fp32
   double weight_bytes = 0;  ///< a weight takes: in fp32 as often as it is held, and as a candidate
   double matrices = 0;      ///< of second moments of one input, held at once
 };
 
-Work learning_work(const Options& o, int64_t blocks) {
+Work learning_work(const Options& o) {
   const bool again = aims_at_own_targets(o) || o.learning.attention_share > 0;
   // A step goes forwards and, at twice the cost, backwards; the unquantized model goes along.
   Work w{.weight_bytes = 4 * 6};
   w.passes = 3.0 * double(o.learning.epochs) + 1 + (observes_inputs(o) ? 1 : 0) + (again ? 1 : 0);
   if (o.parameters.empty() && !o.learning.faithful) {  // by the last block, for each target
-    w.heads = (aims_at_own_targets(o) ? 6.0 : 3.0) * double(o.learning.epochs) / double(blocks);
+    w.last_heads = (aims_at_own_targets(o) ? 6.0 : 3.0) * double(o.learning.epochs);
     w.tables = 1;
   }
   return w;
@@ -99,7 +100,7 @@ Work auto_work(const Options& o, int64_t blocks, int64_t linears, int64_t window
   const double judged = judged_share(windows);
   const double integers = o.scheme.activation_bits < 16 ? 1 : 0;
   const auto both = double(n.plain + n.learned), mixed = double(n.learned + n.mixed);
-  Work w = learning_work(o, blocks);
+  Work w = learning_work(o);
   w.passes += 2 * (1 + integers) + judged * both;
   w.products = 2 * (1 + 2 * integers);
   w.matrices = 1 + 2 * integers;
@@ -122,7 +123,7 @@ Work auto_work(const Options& o, int64_t blocks, int64_t linears, int64_t window
 
 Work work_of(const Options& o, int64_t blocks, int64_t linears, int64_t windows) {
   if (o.method == "auto") return auto_work(o, blocks, linears, windows);
-  if (learns(o.method)) return learning_work(o, blocks);
+  if (learns(o.method)) return learning_work(o);
   if (o.method == "awrq") return {.passes = 1, .products = 3, .weight_bytes = 4 * 3, .matrices = 2};
   const bool solver = o.method == "gptq" || o.method == "owq";
   return {.passes = solver ? 1.0 : 0.0,
@@ -143,10 +144,11 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double passes = windows == 0 ? 0 : 1 + (o.smooth ? 1 : 0) + work.passes;
   Preflight p;
   const double attention = 2.0 * double(o.window) * double(config.q_width());
-  p.flops =
-      double(config.blocks) * tokens *
-      (passes * (2 * block.weights * used + attention) + work.products * block.squares * used +
-       work.heads * 2 * double(config.vocab) * double(config.table_width()));
+  const double head = 2 * double(config.vocab) * double(config.table_width());
+  const double of_block = passes * (2 * block.weights * used + attention) +
+                          work.products * block.squares * used + work.heads * head;
+  p.flops = tokens * (double(config.blocks) * of_block + work.last_heads * head);
+  if (of_block > 0) p.last_block = 1 + work.last_heads * head / of_block;
   p.seconds = p.flops / blas_speed(o.threads);
 
   // Inputs, targets, own targets; attention maps.

@@ -16,6 +16,7 @@ struct Preflight {
   uint64_t available = 0;  ///< of memory, now
   uint64_t disk = 0;       ///< beside the output: finished blocks, the result, hidden states
   double flops = 0;
+  double last_block = 1;             ///< its share of the work, of which the other blocks have 1
   double seconds = 0;                ///< at the speed that this machine's BLAS has just shown
   uint64_t hidden_memory_limit = 0;  ///< hidden states above this go to a file
 

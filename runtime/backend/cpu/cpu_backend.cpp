@@ -62,7 +62,7 @@ class CpuBackend final : public Backend {
                        pool_.threads() == 1 ? "" : "s");
   }
 
-  uint64_t device_bytes() const override { return 0; }
+  std::optional<uint64_t> device_bytes() const override { return std::nullopt; }
 
   void configure(const Plan& plan) override {
     plan_ = plan;
@@ -92,7 +92,7 @@ class CpuBackend final : public Backend {
     runs_.push_back(batch.rows());
     return true;
   }
-  void end() override {}
+  bool end() override { return true; }
 
   void embed(const Weight& table, Buffer& x) override {
     const CpuWeight& w = weight_of(table);

@@ -50,7 +50,7 @@ class CudaBackend final : public Backend {
                        notice.empty() ? "" : "; ", notice);
   }
 
-  uint64_t device_bytes() const override {
+  std::optional<uint64_t> device_bytes() const override {
     const size_t free = cuda::device_memory().free;
     return free_before_ > free ? free_before_ - free : 0;
   }
@@ -79,9 +79,13 @@ class CudaBackend final : public Backend {
     logits_rows_ = 0;
     return steps_.begin(batch_->shape());
   }
-  void end() override {
-    steps_.end();
+  bool end() override {
+    if (!steps_.end()) {
+      if (options_.notice) options_.notice("cuda: steps cannot be captured, each op starts alone");
+      return false;
+    }
     logits_rows_ = batch_->logit_rows();
+    return true;
   }
 
   void embed(const Weight& table, Buffer& x) override {

@@ -1,5 +1,7 @@
 #include "runtime/backend/cuda/steps.h"
 
+#include <utility>
+
 namespace oq {
 namespace {
 
@@ -24,15 +26,24 @@ bool CudaSteps::begin(const std::vector<int>& shape) {
   return true;
 }
 
-void CudaSteps::end() {
-  if (now_ == nullptr) return;
-  now_->has_run = true;
-  if (recording_) {
-    now_->graph = recording_->finish();
-    recording_.reset();
+bool CudaSteps::end() {
+  if (now_ == nullptr) return true;
+  Step& step = *std::exchange(now_, nullptr);
+  step.has_run = true;
+  if (recording_ && !finish(step)) return false;
+  if (step.graph) stream_.replay(step.graph);
+  return true;
+}
+
+bool CudaSteps::finish(Step& step) {
+  try {
+    step.graph = recording_->finish();
+  } catch (const cuda::DeviceError&) {
+    captures_ = false;
   }
-  if (now_->graph) stream_.replay(now_->graph);
-  now_ = nullptr;
+  recording_.reset();
+  if (!captures_) forget();
+  return captures_;
 }
 
 void CudaSteps::forget() {

@@ -22,7 +22,9 @@ class CudaSteps {
   /// A step of this shape; one that is not to be captured has none. True: its work must be
   /// enqueued, and `end` comes after it. False: `end` will do.
   bool begin(const std::vector<int>& shape);
-  void end();
+  /// False: the device could not make a graph of what was recorded (it takes memory). Nothing has
+  /// run, no step is captured any more, and this one begins anew.
+  bool end();
 
   /// Memory that captured steps use is about to go.
   void forget();
@@ -34,6 +36,8 @@ class CudaSteps {
   };
 
   cuda::Stream& stream_;
+  bool finish(Step& step);
+
   bool captures_;
   std::map<std::vector<int>, Step> steps_;  ///< by shape
   Step* now_ = nullptr;
