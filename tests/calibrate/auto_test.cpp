@@ -259,7 +259,7 @@ TEST_CASE("preflight counts the candidates that are kept") {
   };
   calibrate::Preflight before;
   for (const Case& c : {Case{"w3a16", 0, 2, 4, 0}, Case{"w3a8", 0, 3, 6, 0},
-                        Case{"w3a16", 4, 3, 6, 9}, Case{"w3a8", 4, 5, 10, 15}}) {
+                        Case{"w3a16", 4, 3, 6, 9}, Case{"w3a8", 4, 4, 8, 12}}) {
     auto o = options_of(dir, "auto", c.scheme);
     o.window = 200;
     o.target_bits = c.target;

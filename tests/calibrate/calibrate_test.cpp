@@ -20,6 +20,7 @@
 #include "tools/calibrate/work_folder.h"
 
 using namespace oq;
+using test::check_says;
 using test::refusal;
 using test::small_run;
 using test::TempDir;
@@ -105,6 +106,36 @@ TEST_CASE("a stopped run that is resumed comes to the same bytes") {
   }
 }
 
+TEST_CASE("weak columns are where --layers has them, and nowhere else") {
+  const TempDir dir;
+  test::make_tiny_oq(dir / "in.oq");
+  auto o = small_run(dir / "in.oq", dir / "out.oq", "owq", "w3a16");
+  for (const char* layer : {"q", "k", "gate"}) {
+    o.layers = {layer};
+    for (const auto& l : calibrate::calibrate(o).linears) {
+      CAPTURE(l.name);
+      const bool chosen = l.name.ends_with(std::string(".") + layer);
+      CHECK(l.weak_columns == (chosen ? 4 : 0));
+      CHECK(File::open(o.output)->tensor(l.name).packing.weak_columns == l.weak_columns);
+    }
+  }
+  o.layers = {"q", "query"};
+  check_says(refusal(o), {"--layers", "expected down, gate, k, o, q, up, v", "found 'query'"});
+}
+
+TEST_CASE("a block may have hundreds of linears") {
+  const TempDir dir;
+  test::TinyOq tiny;
+  tiny.config.blocks = 1;
+  tiny.config.experts = 130;
+  tiny.config.experts_used = 2;
+  tiny.config.mlp = 32;
+  test::make_tiny_oq(dir / "in.oq", tiny);
+  const auto result =
+      calibrate::calibrate(small_run(dir / "in.oq", dir / "out.oq", "rtn", "w4a16"));
+  CHECK(result.linears.size() == 3 * 130 + 4);
+}
+
 TEST_CASE("the last block counts for as much as it works") {
   const TempDir dir;
   test::TinyOq tiny;
@@ -185,7 +216,7 @@ TEST_CASE("a learned file computes what was learned, in batches or not, on one t
   o.output = dir / "b.oq";
   o.threads = 1;
   calibrate::calibrate(o);
-  CHECK(bytes_of(dir / "a.oq") == bytes_of(dir / "b.oq"));
+  CHECK(tensor_crcs(dir / "a.oq") == tensor_crcs(dir / "b.oq"));
   o.output = dir / "c.oq";
   o.learning.batch = 1;
   calibrate::calibrate(o);

@@ -72,6 +72,10 @@ TEST_CASE("OmniQuant's files of another model, and bad ones, are refused") {
   bad[5] = INFINITY;
   check_says(says(pth(test::integer(0), {{upper, bad}})), {"blocks.0.q.upper", "not finite"});
   check_says(says("PK rubbish"), {"x.pth"});
+  for (const std::string& name : {upper, std::string("qkv_smooth_scale")}) {
+    check_says(says(pth(test::integer(0), {{name, std::vector<float>(120000, 4.0f)}})),
+               {"block 0", name.c_str(), "more elements", "found 120000"});
+  }
   const std::string sound =
       test::read_file(test::golden("omniquant/llama-bias/omni_parameters.pth"));
   check_says(says(sound), {"multiple of 120"});  // of a model of other sizes

@@ -119,7 +119,7 @@ TEST_CASE("parameters of something else are refused, with what was expected and 
   check_says(with([](O& x) { x.method = "abq"; }), {"other options"});
   check_says(with([](O& x) { x.learning.transform = false; }), {"other options", "--no-let"});
   check_says(with([](O& x) { x.learning.faithful = true; }), {"other options", "--faithful"});
-  check_says(with([](O& x) { x.method = "gptq"; }), {"omniquant and abq"});
+  check_says(with([](O& x) { x.method = "gptq"; }), {"omniquant or abq"});
   check_says(with([](O& x) { x.smooth = true; }), {"--smooth"});
   test::TinyOq tiny;
   tiny.seed = 2;

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "tools/calibrate/calibration_text.h"
 #include "tools/calibrate/methods/method.h"
@@ -18,9 +19,10 @@ namespace {
 void check_parameters(const Options& o) {
   const bool uses = !o.parameters.empty() || !o.save_parameters.empty() || !o.act_scales.empty() ||
                     !o.act_shifts.empty();
-  if (uses && o.method != "omniquant" && o.method != "abq") {
-    throw Error({.what = "learned parameters and ranges of inputs are for omniquant and abq",
-                 .where = "--method " + o.method});
+  if (uses && !reads(o.method, "--params")) {
+    throw Error({.what = "keeps no learned parameters",
+                 .where = "--method " + o.method,
+                 .expected = fmt::format("{}", fmt::join(readers("--params"), " or "))});
   }
   if (uses && o.smooth) {
     throw Error({.what = "its scales are not among the learned parameters",

@@ -71,7 +71,7 @@ void add_solver_flags(CLI::App& app, Arguments& a) {
   app.add_flag("--paper-counts", o.paper_counts, "owq: count columns by the paper's own formula");
   app.add_option("--tuning", a.tuning,
                  "how scales are chosen, or from where omniquant starts; mse is the default of "
-                 "gptq, owq, awrq, omniquant and auto")
+                 "gptq, owq, awrq, omniquant, abq and auto")
       ->check(CLI::IsMember({"mse", "minmax"}));
   app.add_flag("--act-order,!--no-act-order", o.act_order,
                "visit sensitive columns first (the default), or from left to right; groups stay "
@@ -120,7 +120,7 @@ void add_learning_flags(CLI::App& app, Arguments& a) {
   a.first_tokens = app.add_flag(
       "--first-tokens,!--no-first-tokens", l.first_tokens,
       "omniquant, abq, auto: learn also from a window of tokens that are each a text's "
-      "first (the default where activations are quantized, but for --faithful)");
+      "first (the default where inputs of linears are quantized, but for --faithful)");
   app.add_option("--attention-loss", l.attention_share,
                  "abq: share in the loss of the divergence of attention maps")
       ->check(CLI::Range(0.0, 100.0))
@@ -342,8 +342,8 @@ void run(const CLI::App& app, Arguments& a) {
   }
   calibrate::Options& o = a.options;
   o.scheme = Scheme::parse(a.scheme);
-  const bool searches = o.method == "gptq" || o.method == "owq" || o.method == "awrq" ||
-                        (calibrate::learns(o.method) && !o.learning.faithful);
+  const bool searches =
+      calibrate::learns(o.method) ? !o.learning.faithful : calibrate::reads(o.method, "--damp");
   const bool mse = a.tuning.empty() ? searches : a.tuning == "mse";
   o.weak_bf16 = a.weak_type == "bf16";
   o.tuning = mse ? calibrate::Tuning::mse : calibrate::Tuning::minmax;

@@ -87,6 +87,15 @@ class Linears {
 
   const std::map<std::string, TensorSpec>& specs() const { return specs_; }
 
+  /// Inputs or outputs of any of them, at most.
+  int64_t widest() const {
+    int64_t most = 0;
+    for (const auto& entry : specs_) most = std::max({most, entry.second.rows, entry.second.cols});
+    return most;
+  }
+  /// In a row of any of them: no group is smaller than 32.
+  int64_t most_groups() const { return (widest() + 31) / 32; }
+
   /// `name` is of those that linear_of gives.
   Source source(const std::string& name) const {
     if (name == kFused) {
@@ -114,7 +123,13 @@ void append(const std::vector<std::byte>& bytes, std::vector<float>& values) {
   }
 }
 
-std::vector<float> floats(const torch::Tensor& t) {
+/// All of a tensor that may have so many elements: one may unfold to far more than its file holds.
+std::vector<float> floats(const torch::Tensor& t, int64_t most) {
+  if (t.elements() > uint64_t(most)) {
+    throw Error({.what = "has more elements than a model of this shape could have",
+                 .expected = fmt::format("at most {}", most),
+                 .found = std::to_string(t.elements())});
+  }
   std::vector<std::byte> bytes(t.elements() * t.dtype->bytes);
   t.read(0, t.elements(), bytes.data());
   std::vector<float> values;
@@ -159,10 +174,11 @@ void add_bounds(const Linears::Source& source, std::string_view bound, const Mat
 }
 
 /// One of a file's tensors, by our names.
-void add_parameter(std::string_view theirs, std::vector<float> values, const Linears& linears,
+void add_parameter(std::string_view theirs, const torch::Tensor& tensor, const Linears& linears,
                    BlockParameters& block) {
   if (const Name* pair = find(kPairs, theirs)) {
-    block.insert_or_assign(std::string(pair->ours), pair_values(pair->ours, std::move(values)));
+    block.insert_or_assign(std::string(pair->ours),
+                           pair_values(pair->ours, floats(tensor, linears.widest())));
     return;
   }
   for (const Name& bound : kBounds) {
@@ -170,6 +186,7 @@ void add_parameter(std::string_view theirs, std::vector<float> values, const Lin
     const Linears::Source source =
         linears.source(linear_of(theirs.substr(0, theirs.size() - bound.theirs.size())));
     if (source.parts.empty()) break;
+    std::vector<float> values = floats(tensor, source.rows * linears.most_groups());
     const auto n = int64_t(values.size());
     if (n == 0 || n % source.rows != 0) {
       throw Error({.what = "has no whole number of groups in a row",
@@ -248,7 +265,7 @@ void add_ranges(const fs::path& path, const char* suffix, const Linears& linears
         throw Error({.what = "is of no block of this model",
                      .expected = fmt::format("less than {} blocks", blocks.size())});
       }
-      std::vector<float> v = floats(tensor_of(value));
+      std::vector<float> v = floats(tensor_of(value), linears.widest());
       const auto n = int64_t(v.size());
       Matrix m(1, n, std::move(v));
       check_finite(m, theirs);
@@ -280,10 +297,10 @@ std::vector<BlockParameters> read_omniquant_parameters(const fs::path& path,
     }
     for (const auto& [name, tensor] : tensors->items()) {
       const std::string theirs = text_of(name);
-      with_place(
-          fmt::format("{}, block {}, '{}'", path.string(), *index, theirs), [&, &tensor = tensor] {
-            add_parameter(theirs, floats(tensor_of(tensor)), linears, blocks[size_t(*index)]);
-          });
+      with_place(fmt::format("{}, block {}, '{}'", path.string(), *index, theirs),
+                 [&, &tensor = tensor] {
+                   add_parameter(theirs, tensor_of(tensor), linears, blocks[size_t(*index)]);
+                 });
     }
   }
   return blocks;

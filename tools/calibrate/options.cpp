@@ -5,10 +5,6 @@
 
 namespace oq::calibrate {
 
-bool learns(std::string_view method) {
-  return method == "omniquant" || method == "abq" || method == "auto";
-}
-
 bool starts_from_inputs(const Options& o) {
   const bool start = learns(o.method) && o.learning.transform && o.parameters.empty();
   return start && (o.scheme.activation_bits < 16 || o.learning.faithful);
@@ -70,6 +66,8 @@ std::string training_options(const Options& o) {
     if (!o.act_shifts.empty()) t += " --act-shifts " + o.act_shifts.filename().string();
   }
   if (o.smooth) t += fmt::format(" --smooth --alpha {} --min-scale {}", o.alpha, o.min_scale);
+  // Sums over windows and columns have another order with other threads.
+  if (o.threads > 0 && !o.text.empty()) t += fmt::format(" --threads {}", o.threads);
   return t;
 }
 

@@ -29,7 +29,7 @@ struct Learning {
   bool clip_given = false, transform_given = false;  ///< by a flag, not by default
 };
 
-/// Whether a method is one of those that do.
+/// Whether a method is one of those that do (methods/methods.cpp).
 bool learns(std::string_view method);
 
 /// What a user may ask for. Names are those of the flags.
@@ -130,7 +130,7 @@ struct Result {
 /// OUTPUT.work, until all are done; with `resume` a killed run goes on after the last of them, and
 /// with the same number of threads comes to the same bytes. Memory: one block in fp32 a few times,
 /// the hidden states of all windows (in a file where they would fill memory), the Hessians of one
-/// block's inputs up to three times the largest. On failure throws oq::Error, and `output` is as
+/// block's inputs up to twice the largest. On failure throws oq::Error, and `output` is as
 /// it was.
 Result calibrate(const Options& options, const Observer& observer = {});
 

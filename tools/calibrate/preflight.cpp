@@ -125,7 +125,7 @@ Work work_of(const Options& o, int64_t blocks, int64_t linears, int64_t windows)
   if (o.method == "auto") return auto_work(o, blocks, linears, windows);
   if (learns(o.method)) return learning_work(o);
   if (o.method == "awrq") return {.passes = 1, .products = 3, .weight_bytes = 4 * 3, .matrices = 2};
-  const bool solver = o.method == "gptq" || o.method == "owq";
+  const bool solver = reads(o.method, "--damp");
   return {.passes = solver ? 1.0 : 0.0,
           .products = solver ? 1.0 : 0.0,
           .weight_bytes = 4 * 3,
@@ -169,7 +169,7 @@ Preflight preflight(const File& file, const ModelConfig& config, const Options& 
   const double table = 4.0 * double(config.vocab) * double(config.table_width());
   // Moments of as many inputs as moment_batches takes together, and factors of one.
   const double moments =
-      work.matrices * (std::min(block.squares, 3 * block.largest_square) + block.largest_square);
+      work.matrices * (std::min(block.squares, 2 * block.largest_square) + block.largest_square);
   double working = work.weight_bytes * block.weights + 4 * moments + row * double(o.window);
   const double logits = 2 * 4.0 * double(HeadGraph::kTokens) * double(config.vocab);
   working += work.tables * (table + logits);

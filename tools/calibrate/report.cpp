@@ -51,10 +51,7 @@ std::string head_table(const Options& o, const ModelConfig& c, const Result& r, 
   row("model", o.input.filename().string());
   row("family", fmt::format("{}, {} blocks, {} wide", c.family, c.blocks, c.hidden));
   row("options", r.options);
-  if (!r.text_source.empty()) {
-    row("calibration text", fmt::format("{}: {} windows of {} tokens, seed {}", r.text_source,
-                                        o.windows, o.window, o.seed));
-  }
+  if (!r.text_source.empty()) row("calibration text", r.text_source);
   if (m.windows > 0) {
     row("perplexity", fmt::format("{:.3f}, full precision {:.3f} (difference {:+.3f} +- {:.3f}); "
                                   "{} windows of {} tokens of {}",

@@ -103,7 +103,12 @@ std::shared_ptr<const File> WorkFolder::block(int64_t index) const {
 void WorkFolder::write(int64_t index, BlockJob& job, const File& source) {
   const std::string prefix = fmt::format("blocks.{}.", index);
   const auto specs = tensor_specs(job.config());
-  Writer out(file_of(index), specs.size() + job.parameters().size());
+  Metadata metadata;
+  metadata.set(kKey, key_);
+  store_reports(job, metadata);
+  Writer out(file_of(index), specs.size() + job.parameters().size(),
+             metadata.encode().size());  // a block may have thousands of linears
+  out.metadata = std::move(metadata);
   for (const TensorSpec& spec : specs) {
     if (spec.name.rfind(prefix, 0) != 0) continue;
     const std::string name = spec.name.substr(prefix.size());
@@ -127,8 +132,6 @@ void WorkFolder::write(int64_t index, BlockJob& job, const File& source) {
              .cols = uint64_t(m.cols())},
             std::as_bytes(m.values()));
   }
-  out.metadata.set(kKey, key_);
-  store_reports(job, out.metadata);
   out.finish();
   finished_ = index + 1;
 }

@@ -8,7 +8,8 @@
 namespace oq {
 
 /// Mean and standard error of the mean of everything added: sd / sqrt(n), where sd is the sample's
-/// (n - 1). Welford's update, so that long texts lose no digits.
+/// (n - 1); NaN where fewer than two values tell nothing of it. Welford's update, so that long
+/// texts lose no digits.
 class Statistics {
  public:
   void add(double x) {
@@ -20,7 +21,7 @@ class Statistics {
   int64_t count() const { return n_; }
   double mean() const { return mean_; }
   double standard_error() const {
-    return n_ < 2 ? 0.0 : std::sqrt(squares_ / double(n_ - 1) / double(n_));
+    return n_ < 2 ? NAN : std::sqrt(squares_ / double(n_ - 1) / double(n_));
   }
 
  private:

@@ -229,6 +229,9 @@ class Auto final : public Method {
     const GptqOptions options = gptq_options(o, width);
     const char* how = inputs.quantized ? "reformulated" : "compensated";
     for (const int64_t count : weak_counts(o, w.cols())) {
+      // Inputs of weak columns are no part of the range that the others are quantized in, but were
+      // of that which the moments saw.
+      if (inputs.quantized && count > 0) continue;
       std::optional<InverseFactor> own;
       if (count > 0) {
         const auto scores =
@@ -346,8 +349,8 @@ class Auto final : public Method {
 }  // namespace
 
 AutoCandidates auto_candidates(const Options& o) {
-  const int64_t inputs = o.scheme.activation_bits < 16 ? 2 : 1;
-  const int64_t compensated = inputs * int64_t(weak_counts(o, kWeakShare).size());
+  const int64_t reformulated = o.scheme.activation_bits < 16 ? 1 : 0;
+  const int64_t compensated = int64_t(weak_counts(o, kWeakShare).size()) + reformulated;
   AutoCandidates n{.plain = 1 + compensated, .learned = 2 + 2 * compensated};
   if (o.target_bits > 0) n.mixed = int64_t(widths(o).size() - 1) * n.plain;
   return n;

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "tools/calibrate/methods/method.h"
 #include "tools/calibrate/methods/moments.h"
@@ -24,6 +26,20 @@ class HessianMethod final : public Method {
     gptq_.grid = {.packing = packing_of(o.scheme), .tuning = o.tuning};
     gptq_.grid.packing.weak_bf16 = owq_ && o.weak_bf16;
     gptq_.static_groups = o.static_groups;
+  }
+
+  void check(const ModelConfig& config) const override {
+    std::set<std::string> types;
+    for (const TensorSpec& spec : tensor_specs(config)) {
+      if (spec.role == Role::linear) types.insert(type_of(spec.name));
+    }
+    for (const std::string& type : options_.layers) {
+      if (types.count(type) > 0) continue;
+      throw Error({.what = "the model has no such linear",
+                   .where = "--layers",
+                   .expected = fmt::format("{}", fmt::join(types, ", ")),
+                   .found = "'" + type + "'"});
+    }
   }
 
   void quantize(BlockJob& job) override {
@@ -68,7 +84,7 @@ class HessianMethod final : public Method {
       score = diag;
     }
     if (!options_.act_order) score.clear();
-    if (count > 0 || !shared) {
+    if (count > 0 || !shared || shared->columns.weak > 0) {
       shared = invert(job.pool(), moments.hessian, column_order(w.cols(), weak, score),
                       damping_of(job, name));
     }
@@ -77,7 +93,7 @@ class HessianMethod final : public Method {
     const Matrix result = q.dequantize();
     report.output_error = relative_output_error(job.pool(), w, result, moments.hessian);
     report.weight_error = relative_weight_error(w, result);
-    report.weak_columns = int64_t(weak.size());
+    report.weak_columns = int64_t(q.weak.size());
     report.damp = shared->damp;
     job.store(name, std::move(q), std::move(report));
   }

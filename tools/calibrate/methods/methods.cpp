@@ -81,14 +81,17 @@ std::vector<std::string_view> readers(std::string_view flag) {
   return names;
 }
 
+bool reads(std::string_view method, std::string_view flag) {
+  const auto names = readers(flag);
+  return std::find(names.begin(), names.end(), method) != names.end();
+}
+
+bool learns(std::string_view method) { return reads(method, "--epochs"); }
+
 std::string remedy(std::string_view method) {
-  const auto reads = [&](std::string_view flag) {
-    const auto names = readers(flag);
-    return std::find(names.begin(), names.end(), method) != names.end();
-  };
   std::string changes;
-  if (reads("--let-lr")) changes += "lower --lwc-lr and --let-lr, ";
-  if (reads("--damp")) changes += "raise --damp, ";
+  if (learns(method)) changes += "lower --lwc-lr and --let-lr, ";
+  if (reads(method, "--damp")) changes += "raise --damp, ";
   return fmt::format("{}{}take a scheme with more bits", changes, changes.empty() ? "" : "or ");
 }
 

@@ -13,7 +13,7 @@ namespace oq::calibrate {
 using InputGroup = std::vector<std::string>;
 
 /// Groups whose moments are held at the same time: one by one, or as many as come to no more than
-/// three times the largest of them.
+/// twice the largest of them.
 std::vector<std::vector<InputGroup>> moment_batches(const BlockJob& job, bool one_by_one);
 
 /// Moments of the groups' inputs, by the first linear of each, over all windows, the block running

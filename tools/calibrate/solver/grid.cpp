@@ -159,7 +159,8 @@ class Search {
     have_sums_ = true;
   }
 
-  /// Sum |w - Q(w)|^2.4 at this scale and zero point, or infinity once it is worse than the best.
+  /// Sum |w - Q(w)|^2.4, or importance * (w - Q(w))^2, at this scale and zero point; infinity once
+  /// it is worse than the best.
   double error(int zero) {
     const auto low = float(-zero), high = float(options_.packing.max_code() - zero);
     const double limit = best_error_ / unit_;

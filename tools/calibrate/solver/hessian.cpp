@@ -29,7 +29,7 @@ Matrix permuted_and_damped(const Matrix& h, const std::vector<uint32_t>& order,
   return out;
 }
 
-/// The sum of a_ij b_ij over rows [first, last), in double.
+/// The sum of a_ij b_ij, in double.
 double inner(const Matrix& a, const Matrix& b) {
   double sum = 0;
   for (int64_t i = 0; i < a.rows(); ++i) {

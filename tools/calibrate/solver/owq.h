@@ -24,7 +24,7 @@ struct LinearType {
   int64_t rows = 0, cols = 0;  ///< outputs, inputs
   int64_t count = 1;           ///< linears of the type in the block: the number of experts
   bool chosen = true;          ///< may have weak columns
-  double ratio = 1;            ///< the paper's formula only: 4 d^2 / (rows * cols) or so
+  double ratio = 1;            ///< the paper's formula only: d^2 / (rows * cols), at most 1
 };
 
 /// Weak columns of each type for `target` bits per weight, codes being `bits` wide (7/3 for w2*)
