@@ -11,7 +11,6 @@
 
 #include "tools/calibrate/learn/f16_fold.h"
 #include "tools/calibrate/learn/loss.h"
-#include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/hessian.h"
 
 namespace oq::calibrate {
@@ -153,10 +152,11 @@ void BlockLearner::start() {
   const BlockParameters* ranges = job_.known().ranges;
   if (observes_inputs(options_)) observe_inputs();
   if (ranges != nullptr) take_ranges(*ranges);
-  if (!transforms()) return;
-  for (Pair& pair : transformation_->pairs()) {
-    if (balances) start_pair(pair);  // otherwise 1: there is nothing to move out of activations
-  }
+  // Otherwise they start at 1: there is nothing to move out of activations.
+  if (!transforms() || !balances) return;
+  InputMaxima largest;
+  for (const auto& [name, seen] : inputs_) largest[name] = seen.largest;
+  for (Pair& pair : transformation_->pairs()) start_pair(pair, largest);
 }
 
 /// Where shifts are not given, they start at 0. PRECOND: read_input_ranges has read the scales.
@@ -189,37 +189,28 @@ void BlockLearner::observe_inputs() {
   }
 }
 
-/// s = max|x|^alpha / max|w|^(1 - alpha) by channel, the largest of the columns that share it; the
-/// shift is the middle of the inputs' range. q and k start at 1.
-void BlockLearner::start_pair(Pair& pair) const {
+/// q and k start at 1. The reference looks at one linear of those that share an input, and at one
+/// query head of those that share a KV head.
+void BlockLearner::start_pair(Pair& pair, const InputMaxima& inputs) const {
   const bool faithful = options_.learning.faithful;
-  std::vector<float> inputs, weights, middle;
-  const Pair::Use* columns = nullptr;
-  for (const Pair::Use& use : pair.uses) {
-    if (use.where != Where::columns || (faithful && !represents(use.tensor))) continue;
-    columns = &use;
-    const Matrix& w = original_.linears.at(use.tensor).weight;
-    inputs.resize(size_t(w.cols()));
-    weights.resize(size_t(w.cols()));
-    update_channel_max(w.values(), weights);
-    const auto seen = inputs_.find(use.tensor);
-    if (seen == inputs_.end()) continue;  // an expert that no token chose
-    update_channel_max(seen->second.largest, inputs);
-    middle = seen->second.middle;
-  }
-  if (columns == nullptr) return;
-  const std::vector<float> s = smoothing_scales(inputs, weights, options_.alpha, 1e-5);
-  std::vector<float> count(pair.scale.size());
-  std::fill(pair.scale.begin(), pair.scale.end(), 0.0f);
-  for (size_t i = 0; i < s.size(); ++i) {
-    const size_t channel = columns->channel.empty() ? i : columns->channel[i];
-    const bool first = count[channel]++ == 0;
-    if (first || !faithful) pair.scale[channel] = std::max(pair.scale[channel], s[i]);
-    if (!pair.shift.empty()) {
-      pair.shift[channel] += (middle[i] - pair.shift[channel]) / count[channel];
-    }
-  }
+  Pair seen = pair;
+  std::erase_if(seen.uses, [&](const Pair::Use& use) {
+    return use.where != Where::columns || (faithful && !represents(use.tensor));
+  });
+  pair.scale = smoothing_scale(seen, original_, inputs, options_.alpha, 1e-5,
+                               faithful ? Sharing::first : Sharing::largest);
   for (float& v : pair.scale) v = std::max(v, Pair::kLeast);
+  if (!pair.shift.empty()) start_shift(pair, seen.uses.back());
+}
+
+/// At the middle of the inputs' range; of columns that share a channel, at the mean of theirs.
+void BlockLearner::start_shift(Pair& pair, const Pair::Use& columns) const {
+  const std::vector<float>& middle = inputs_.at(columns.tensor).middle;
+  std::vector<float> count(pair.shift.size());
+  for (size_t i = 0; i < middle.size(); ++i) {
+    const uint32_t channel = columns.channel_of(i);
+    pair.shift[channel] += (middle[i] - pair.shift[channel]) / ++count[channel];
+  }
 }
 
 /// How much an error of each of a linear's weights shows in its output, inputs apart: the sum of

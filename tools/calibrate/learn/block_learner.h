@@ -13,6 +13,7 @@
 #include "tools/calibrate/learn/head_graph.h"
 #include "tools/calibrate/learn/transformation.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
+#include "tools/calibrate/smoothing.h"
 
 namespace oq::calibrate {
 
@@ -79,7 +80,8 @@ class BlockLearner {
   void observe_inputs();
   std::vector<float> importance(const std::string& linear) const;
   void take_ranges(const BlockParameters& ranges);
-  void start_pair(Pair& pair) const;
+  void start_pair(Pair& pair, const InputMaxima& inputs) const;
+  void start_shift(Pair& pair, const Pair::Use& columns) const;
   /// Clipping starts at 4.0, or, with `search`, where a search puts it.
   void set_up(bool search);
   std::vector<Slot> slots();

@@ -86,36 +86,4 @@ void quantize_activations(ThreadPool& pool, std::span<float> x, int64_t channels
   });
 }
 
-std::vector<float> smoothing_scales(std::span<const float> input_max,
-                                    std::span<const float> weight_max, double alpha,
-                                    double min_scale) {
-  if (input_max.size() != weight_max.size() || !(alpha >= 0 && alpha <= 1) || !(min_scale > 0)) {
-    throw Error({.what = "smoothing with these settings is not defined",
-                 .expected = "alpha in 0..1, a positive least scale",
-                 .found = fmt::format("alpha {}, least scale {}", alpha, min_scale)});
-  }
-  constexpr double kLeast = 1e-5;
-  std::vector<float> scales(input_max.size());
-  for (size_t k = 0; k < scales.size(); ++k) {
-    const double a = std::max(double(input_max[k]), kLeast);
-    const double w = std::max(double(weight_max[k]), kLeast);
-    scales[k] = float(std::max(std::pow(a, alpha) / std::pow(w, 1 - alpha), min_scale));
-  }
-  return scales;
-}
-
-void update_channel_max(std::span<const float> x, std::span<float> max) {
-  const size_t channels = max.size();
-  for (size_t at = 0; at + channels <= x.size(); at += channels) {
-    for (size_t k = 0; k < channels; ++k) max[k] = std::max(max[k], std::fabs(x[at + k]));
-  }
-}
-
-void scale_columns(Matrix& w, std::span<const float> s) {
-  for (int64_t r = 0; r < w.rows(); ++r) {
-    const auto row = w.row(r);
-    for (size_t k = 0; k < row.size(); ++k) row[k] *= s[k];
-  }
-}
-
 }  // namespace oq::calibrate

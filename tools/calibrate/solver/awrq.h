@@ -21,18 +21,4 @@ Matrix reformulate(ThreadPool& pool, const Matrix& w, const Matrix& cross,
 void quantize_activations(ThreadPool& pool, std::span<float> x, int64_t channels, int bits,
                           bool per_tensor, std::span<const uint32_t> weak = {});
 
-/// SmoothQuant's migration (Xiao et al. 2022): W diag(s) and x / s.
-///   s_j = max(a_j^alpha / w_j^(1 - alpha), min_scale)
-/// with a_j, w_j the largest magnitudes of channel j in inputs and weights (of all linears that
-/// share the input), each at least 1e-5.
-std::vector<float> smoothing_scales(std::span<const float> input_max,
-                                    std::span<const float> weight_max, double alpha,
-                                    double min_scale);
-
-/// max_j = max(max_j, |x_tj|) over rows t of x, [*][channels = max.size()].
-void update_channel_max(std::span<const float> x, std::span<float> max);
-
-/// W <- W diag(s).
-void scale_columns(Matrix& w, std::span<const float> s);
-
 }  // namespace oq::calibrate
