@@ -29,6 +29,15 @@ std::string message(int code) {
   return reinterpret_cast<const char*>(text);
 }
 
+/// What \K inside a lookaround can do. PCRE2 refuses it there, but not in a group that the
+/// lookaround calls: a match that starts behind its end, or again and again in the one before it.
+Error out_of_order(const std::string& pattern, size_t gap, size_t begin, size_t end) {
+  return Error({.what = "pre-tokenizer pattern '" + pattern + "' matches where no match can be",
+                .expected = "from byte " + std::to_string(gap) + " on, start before end",
+                .found = "[" + std::to_string(begin) + ", " + std::to_string(end) + ")",
+                .hint = "convert the checkpoint again"});
+}
+
 PCRE2_SPTR units(std::string_view s) { return reinterpret_cast<PCRE2_SPTR>(s.data()); }
 
 }  // namespace
@@ -76,7 +85,8 @@ class Pretokenizer::Run {
     }
   }
 
-  /// Cuts `text` by the stages from `stage` on. PRECOND: it is UTF-8 if that stage wants it.
+  /// Cuts `text` by the stages from `stage` on, each of which is one call deeper. PRECOND: it is
+  /// UTF-8 if that stage wants it.
   void cut(size_t stage, std::string_view text) {
     if (text.empty()) return;
     if (stage == stages_.size()) {
@@ -87,6 +97,9 @@ class Pretokenizer::Run {
     while (from <= text.size() && search(stage, text, from)) {
       const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(data_[stage].get());
       const size_t begin = bounds[0], end = bounds[1];
+      if (begin < gap || end < begin) {
+        throw out_of_order(stages_[stage].source(), gap, begin, end);
+      }
       cut(stage + 1, text.substr(gap, begin - gap));
       cut(stage + 1, text.substr(begin, end - begin));
       gap = end;
@@ -126,6 +139,14 @@ class Pretokenizer::Run {
 Pretokenizer::Pretokenizer(std::span<const std::string> patterns,
                            std::span<const std::string> byte_patterns, const std::string& where)
     : byte_stages_(patterns.size()) {
+  const size_t count = patterns.size() + byte_patterns.size();
+  if (count > kMostPatterns) {
+    throw Error({.what = "tokenizer.patterns and tokenizer.byte_patterns are too many",
+                 .where = where,
+                 .expected = "at most " + std::to_string(kMostPatterns),
+                 .found = std::to_string(count),
+                 .hint = "convert the checkpoint again"});
+  }
   for (const std::string& p : patterns) stages_.emplace_back(p, true, where);
   for (const std::string& p : byte_patterns) stages_.emplace_back(p, false, where);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <span>
 #include <string>
@@ -7,6 +8,10 @@
 #include <vector>
 
 namespace oq {
+
+/// Both lists together; the longest that we know of has 6. Each costs stack and time, whatever the
+/// text.
+constexpr size_t kMostPatterns = 64;
 
 /// Cuts a text into the words that byte pair encoding stays inside of.
 ///
@@ -19,13 +24,14 @@ namespace oq {
 /// Immutable: any number of threads may use one.
 class Pretokenizer {
  public:
-  /// Throws oq::Error when a pattern does not compile; `where` names the file.
+  /// Throws oq::Error when a pattern does not compile, or there are more than kMostPatterns;
+  /// `where` names the file.
   Pretokenizer(std::span<const std::string> patterns, std::span<const std::string> byte_patterns,
                const std::string& where);
   ~Pretokenizer();
 
   /// Appends the pieces of `text`, which are views into it. Throws oq::Error when a match takes
-  /// more work than a sane pattern can cause.
+  /// more work than a sane pattern can cause, or lies where no match can be.
   void split(std::string_view text, std::vector<std::string_view>& pieces) const;
 
  private:

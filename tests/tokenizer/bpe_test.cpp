@@ -210,6 +210,30 @@ TEST_CASE("a pattern that runs away ends in an error") {
                        oq::Error);
 }
 
+TEST_CASE("more patterns than any tokenizer has are refused, before a text meets them") {
+  auto data = oq::test::small_bpe();
+  data.patterns.assign(60'000, "");  // a stack frame each, if they were run
+  CHECK_THROWS_WITH_AS(make(data), doctest::Contains("expected at most 64, found 60000"),
+                       oq::Error);
+  data.patterns.assign(60, "[0-9]");
+  data.byte_patterns.assign(4, "b");
+  CHECK(make(data)->encode("a11", false) == Ids{'a', '1', '1'});
+  data.byte_patterns.assign(5, "b");  // both lists count
+  CHECK_THROWS_WITH_AS(make(data), doctest::Contains("found 65"), oq::Error);
+}
+
+TEST_CASE("a match that starts behind its end, or inside the one before it, is an error") {
+  auto data = oq::test::small_bpe();
+  for (const char* pattern : {R"((?(DEFINE)(?<x>a\K))(?=(?&x)))",         // [2, 1) of "bab"
+                              R"(a|(?(DEFINE)(?<x>\Ka))(?<=(?&x))b)"}) {  // [1, 2), then [1, 3)
+    data.patterns = {pattern};
+    const auto t = make(data);
+    CHECK(t->encode("xx", false) == Ids{'x', 'x'});
+    CHECK_THROWS_WITH_AS(t->encode("bab", false), doctest::Contains("where no match can"),
+                         oq::Error);
+  }
+}
+
 TEST_CASE("a tokenizer goes through a file") {
   const oq::test::TempDir dir;
   TokenizerData data = oq::test::small_bpe();
