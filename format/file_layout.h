@@ -3,12 +3,13 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "format/file.h"
 
-/// The bytes of a .oq file that are plain structs; SPEC.md is the text to them. Private to
-/// format/: everyone else sees File and Writer.
+/// The bytes of a .oq file that are plain structs, without padding: every byte belongs to a field.
+/// SPEC.md is the text to them. Private to format/: everyone else sees File and Writer.
 namespace oq::disk {
 
 constexpr uint8_t kMagic[8] = {0x89, 'O', 'Q', 0x0D, 0x0A, 0x1A, 0x0A, 0x00};
@@ -30,7 +31,7 @@ struct Header {
   uint32_t reserved[2];  ///< 0
   uint32_t header_crc;   ///< of the 60 bytes before it
 };
-static_assert(sizeof(Header) == 64);
+static_assert(sizeof(Header) == 64 && std::has_unique_object_representations_v<Header>);
 
 struct Entry {
   char name[56];  ///< NUL-padded, at least one NUL
@@ -47,9 +48,9 @@ struct Entry {
   uint8_t five_levels;
   uint8_t zero_mode;
   uint8_t weak_bf16;
-  uint8_t reserved[17];  ///< 0
+  uint8_t reserved[21];  ///< 0
 };
-static_assert(sizeof(Entry) == 128);
+static_assert(sizeof(Entry) == 128 && std::has_unique_object_representations_v<Entry>);
 
 /// Where the directory starts behind a metadata region with two halves of `metadata_room` bytes.
 uint64_t directory_offset(uint64_t metadata_room);

@@ -204,6 +204,7 @@ TEST_CASE("hand-made bad files are refused, each with the reason") {
   refuses(with_entry(good, 0, [](E& e) { e.cols = 0; }), "vector");
   refuses(with_entry(good, 0, [](E& e) { e.kind = 9; }), "entry 0");
   refuses(with_entry(good, 0, [](E& e) { e.reserved[3] = 1; }), "entry 0");
+  refuses(with_entry(good, 0, [](E& e) { e.reserved[20] = 1; }), "entry 0");  // the last byte
   refuses(with_entry(good, 0, [](E& e) { std::memset(e.name, 'a', sizeof(e.name)); }), "entry 0");
   refuses(with_entry(good, 0, [](E& e) { std::strcpy(e.name, "blob"); }), "one name");
   refuses(with_entry(good, 1, [](E& e) { e.bits = 9; }), "width");
