@@ -41,8 +41,8 @@ struct TensorInfo {
 
   uint64_t elements() const { return rows * cols; }
 
-  /// The bytes that kind, shape and packing call for. Throws oq::Error on overflow or on a
-  /// packing that the format does not have.
+  /// The bytes that kind, shape and packing call for. Throws oq::Error, naming the tensor, on
+  /// overflow or on a packing that the format does not have.
   uint64_t expected_bytes() const;
 };
 

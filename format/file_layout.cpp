@@ -50,7 +50,7 @@ uint64_t place(TensorInfo& info, uint64_t position, const std::string& file) {
                  .expected = fmt::format("1..{} bytes", sizeof(Entry::name) - 1),
                  .found = std::to_string(info.name.size())});
   }
-  info.bytes = info.expected_bytes();
+  info.bytes = with_place(file, [&] { return info.expected_bytes(); });
   info.crc = 0;
   uint64_t end = 0;
   if (!checked_add(position, kTensorAlign - 1, end) ||

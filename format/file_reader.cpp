@@ -65,12 +65,15 @@ std::string_view to_string(Kind kind) {
 }
 
 uint64_t TensorInfo::expected_bytes() const {
-  if (kind == Kind::packed) return PackedLayout::of(rows, cols, packing).bytes;
+  const std::string where = "tensor '" + name + "'";
+  if (kind == Kind::packed) {
+    return with_place(where, [&] { return PackedLayout::of(rows, cols, packing).bytes; });
+  }
   const uint64_t size = kind == Kind::f32 ? 4 : kind == Kind::bytes ? 1 : 2;
   uint64_t n = 0;
   if (rows == 0 || cols == 0 || !checked_mul(rows, cols, n) || !checked_mul(n, size, n)) {
     throw Error({.what = "tensor has no usable size",
-                 .where = "tensor '" + name + "'",
+                 .where = where,
                  .found = fmt::format("[{}, {}]", rows, cols),
                  .hint = kDamaged});
   }

@@ -207,8 +207,8 @@ TEST_CASE("hand-made bad files are refused, each with the reason") {
   refuses(with_entry(good, 0, [](E& e) { e.reserved[20] = 1; }), "entry 0");  // the last byte
   refuses(with_entry(good, 0, [](E& e) { std::memset(e.name, 'a', sizeof(e.name)); }), "entry 0");
   refuses(with_entry(good, 0, [](E& e) { std::strcpy(e.name, "blob"); }), "one name");
-  refuses(with_entry(good, 1, [](E& e) { e.bits = 9; }), "width");
-  refuses(with_entry(good, 1, [](E& e) { e.group = 33; }), "group");
+  refuses(with_entry(good, 1, [](E& e) { e.bits = 9; }), "bad.oq, tensor 'packed': no such code");
+  refuses(with_entry(good, 1, [](E& e) { e.group = 33; }), "bad.oq, tensor 'packed': bad group");
   refuses(with_entry(good, 1, [](E& e) { e.zero_mode = 7; }), "entry 1");
   refuses(with_entry(good, 1, [](E& e) { e.weak_columns = 41; }), "weak");
   refuses(with_entry(good, 1, [](E& e) { e.rows = uint64_t(1) << 60; }), "large");
@@ -267,6 +267,10 @@ TEST_CASE("a writer holds its caller to the sizes") {
   w.end();
   CHECK_THROWS_AS(w.begin({.name = std::string(56, 'n'), .kind = Kind::f32, .cols = 1}), Error);
   CHECK_THROWS_AS(w.begin({.name = "", .kind = Kind::f32, .cols = 1}), Error);
+  const Packing odd{.bits = 4, .group = 40};
+  const std::string message =
+      message_of([&] { w.begin({.name = "p", .kind = Kind::packed, .cols = 80, .packing = odd}); });
+  CHECK(message.find("m.oq, tensor 'p': bad group") != std::string::npos);
   w.metadata.set("k", std::string(100, 'v'));
   CHECK(message_of([&] { w.finish(); }).find("metadata") != std::string::npos);
   CHECK_THROWS_AS(Writer(dir / "no" / "such" / "folder.oq", 1), Error);
