@@ -82,7 +82,8 @@ class File {
   /// CRC-32C of the CRCs of all tensors, in their order: which file this is, without reading it.
   uint32_t checksum() const;
 
-  /// Reads every byte: tensor CRCs, finite scales, and zeros wherever nothing is stored.
+  /// Reads every byte: tensor CRCs, finite scales, and zeros between all that is stored, packed
+  /// tensors' sections included. What stands in their padding rows and columns is not looked at.
   void verify() const;
   /// The same for one tensor.
   void verify(const TensorInfo& info) const;

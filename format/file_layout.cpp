@@ -8,7 +8,6 @@
 #include "format/crc32c.h"
 
 namespace oq::disk {
-namespace {
 
 Entry entry_of(const TensorInfo& t) {
   Entry e{};
@@ -30,8 +29,6 @@ Entry entry_of(const TensorInfo& t) {
   }
   return e;
 }
-
-}  // namespace
 
 uint64_t directory_offset(uint64_t metadata_room) {
   return round_up(sizeof(Header) + 2 * metadata_room, 64);

@@ -52,6 +52,9 @@ struct Entry {
 };
 static_assert(sizeof(Entry) == 128 && std::has_unique_object_representations_v<Entry>);
 
+/// A tensor's entry: what its kind does not have is 0. PRECOND: `place` took the name.
+Entry entry_of(const TensorInfo& info);
+
 /// Where the directory starts behind a metadata region with two halves of `metadata_room` bytes.
 uint64_t directory_offset(uint64_t metadata_room);
 /// Where the first tensor may start.

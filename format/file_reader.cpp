@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -17,6 +18,7 @@
 namespace oq {
 namespace {
 
+constexpr const char* kNotZero = "bytes that hold nothing are not zero";
 constexpr const char* kDamaged = "the file is damaged: convert or copy it again";
 
 struct Descriptor {
@@ -36,14 +38,58 @@ Packing packing_of(const disk::Entry& e) {
           .weak_bf16 = e.weak_bf16 != 0};
 }
 
-/// Every value of an entry that is not held by its size and place.
-bool plain_values(const disk::Entry& e) {
-  const bool bools = e.five_levels <= 1 && e.weak_bf16 <= 1 && e.zero_mode <= 2;
-  const bool reserved =
-      std::all_of(std::begin(e.reserved), std::end(e.reserved), [](uint8_t b) { return b == 0; });
-  const bool kind = e.kind >= uint8_t(Kind::f32) && e.kind <= uint8_t(Kind::packed);
-  const bool name = e.name[0] != '\0' && e.name[sizeof(e.name) - 1] == '\0';
-  return bools && reserved && kind && name;
+Error bad_entry(std::string expected, std::string found) {
+  return Error({.what = "directory entry is not one of this format",
+                .expected = std::move(expected),
+                .found = std::move(found),
+                .hint = "use a newer OQ, or convert the checkpoint again"});
+}
+
+/// The tensor of an entry. Refuses every entry that a writer would not have made of that tensor,
+/// so that each byte of it means something; size, place and packing are left to check.
+TensorInfo info_of(const disk::Entry& e) {
+  if (e.kind < uint8_t(Kind::f32) || e.kind > uint8_t(Kind::packed)) {
+    throw bad_entry(fmt::format("a kind of 1..{}", uint8_t(Kind::packed)), std::to_string(e.kind));
+  }
+  TensorInfo info{.name = std::string(e.name, strnlen(e.name, sizeof(e.name) - 1)),
+                  .kind = Kind(e.kind),
+                  .rows = e.rows,
+                  .cols = e.cols,
+                  .packing = packing_of(e),
+                  .offset = e.offset,
+                  .bytes = e.bytes,
+                  .crc = e.crc};
+  if (info.name.empty()) throw bad_entry("a name", "none");
+  const disk::Entry again = disk::entry_of(info);
+  if (std::memcmp(&again, &e, sizeof(e)) != 0) {
+    const auto wanted = std::as_bytes(std::span(&again, 1)), is = std::as_bytes(std::span(&e, 1));
+    const auto [a, b] = std::mismatch(wanted.begin(), wanted.end(), is.begin());
+    throw bad_entry(fmt::format("{} at byte {}", uint8_t(*a), a - wanted.begin()),
+                    std::to_string(uint8_t(*b)));
+  }
+  return info;
+}
+
+/// The first byte between the parts that is not 0, if any. The parts ascend in one piece of memory.
+const std::byte* stray_byte(std::span<const std::span<const std::byte>> parts) {
+  for (size_t i = 1; i < parts.size(); ++i) {
+    const std::byte *begin = parts[i - 1].data() + parts[i - 1].size(), *end = parts[i].data();
+    const auto* stray = std::find_if(begin, end, [](std::byte b) { return b != std::byte(0); });
+    if (stray != end) return stray;
+  }
+  return nullptr;
+}
+
+/// The sections of a packed tensor, in their order, and its end.
+std::array<std::span<const std::byte>, 6> sections(const PackedLayout& l,
+                                                   std::span<const std::byte> data) {
+  const uint64_t groups = l.panels * l.groups;
+  return {data.first(l.panels * l.panel_bytes),
+          data.subspan(l.scales_offset, groups * kPanelRows * sizeof(f16)),
+          data.subspan(l.zeros_offset, groups * l.zero_bytes),
+          data.subspan(l.weak_index_offset, l.packing.weak_columns * sizeof(uint32_t)),
+          data.subspan(l.weak_offset),
+          data.last(0)};
 }
 
 }  // namespace
@@ -204,19 +250,7 @@ void File::read_directory(std::span<const std::byte> directory, uint64_t data_of
   for (size_t i = 0; i < n; ++i) {
     disk::Entry e;
     std::memcpy(&e, directory.data() + i * sizeof(e), sizeof(e));
-    if (!plain_values(e)) {
-      throw error({.what = "directory entry is not one of this format",
-                   .where = fmt::format("entry {}", i),
-                   .hint = "use a newer OQ, or convert the checkpoint again"});
-    }
-    const TensorInfo info{.name = e.name,
-                          .kind = Kind(e.kind),
-                          .rows = e.rows,
-                          .cols = e.cols,
-                          .packing = packing_of(e),
-                          .offset = e.offset,
-                          .bytes = e.bytes,
-                          .crc = e.crc};
+    const TensorInfo info = with_place(fmt::format("entry {}", i), [&] { return info_of(e); });
     uint64_t end = 0;
     if (!checked_add(e.offset, e.bytes, end) || end > map_.size() || e.offset < data_offset ||
         e.offset % disk::kTensorAlign != 0 || info.expected_bytes() != e.bytes) {
@@ -281,19 +315,12 @@ void File::verify_gaps() const {
                                                   directory_bytes_};
   for (const TensorInfo& t : tensors_) used.push_back(data(t));
   used.push_back(map_.last(0));
-  const std::byte* at = map_.data();
-  for (const auto& part : used) {
-    const auto* stray =
-        std::find_if(at, part.data(), [](std::byte b) { return b != std::byte(0); });
-    if (at < part.data() && stray != part.data()) {
-      const auto offset = size_t(stray - map_.data());
-      const bool edit = offset < size_t(directory_bytes_.data() - map_.data());
-      throw error(
-          {.what = "bytes that hold nothing are not zero",
-           .where = fmt::format("offset {}", offset),
-           .hint = edit ? "the file is damaged, or an edit was interrupted: repeat it" : kDamaged});
-    }
-    at = part.data() + part.size();
+  if (const std::byte* stray = stray_byte(used)) {
+    const bool edit = stray < directory_bytes_.data();
+    throw error(
+        {.what = kNotZero,
+         .where = fmt::format("offset {}", stray - map_.data()),
+         .hint = edit ? "the file is damaged, or an edit was interrupted: repeat it" : kDamaged});
   }
 }
 
@@ -309,6 +336,12 @@ void File::verify(const TensorInfo& info) const {
   }
   if (info.kind != Kind::packed) return;
   const PackedView view = packed(info);
+  if (const std::byte* stray = stray_byte(sections(view.layout(), data(info)))) {
+    throw error({.what = kNotZero,
+                 .where = where,
+                 .found = fmt::format("offset {}", stray - map_.data()),
+                 .hint = kDamaged});
+  }
   for (uint64_t row = 0; row < info.rows; ++row) {
     for (uint64_t g = 0; g < view.layout().groups; ++g) {
       if (std::isfinite(view.scale(row, g))) continue;

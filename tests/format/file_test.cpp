@@ -1,8 +1,10 @@
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <functional>
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include "format/crc32c.h"
 #include "format/file_layout.h"
@@ -206,15 +208,69 @@ TEST_CASE("hand-made bad files are refused, each with the reason") {
   refuses(with_entry(good, 0, [](E& e) { e.reserved[3] = 1; }), "entry 0");
   refuses(with_entry(good, 0, [](E& e) { e.reserved[20] = 1; }), "entry 0");  // the last byte
   refuses(with_entry(good, 0, [](E& e) { std::memset(e.name, 'a', sizeof(e.name)); }), "entry 0");
-  refuses(with_entry(good, 0, [](E& e) { std::strcpy(e.name, "blob"); }), "one name");
+  refuses(with_entry(good, 0, [](E& e) { std::strncpy(e.name, "blob", sizeof(e.name)); }),
+          "one name");
   refuses(with_entry(good, 1, [](E& e) { e.bits = 9; }), "bad.oq, tensor 'packed': no such code");
   refuses(with_entry(good, 1, [](E& e) { e.group = 33; }), "bad.oq, tensor 'packed': bad group");
-  refuses(with_entry(good, 1, [](E& e) { e.zero_mode = 7; }), "entry 1");
+  refuses(with_entry(good, 0, [](E& e) { std::memset(e.name, 0, sizeof(e.name)); }), "a name");
+  refuses(with_entry(good, 1, [](E& e) { e.zero_mode = 7; }), "zero mode");
   refuses(with_entry(good, 1, [](E& e) { e.weak_columns = 41; }), "weak");
   refuses(with_entry(good, 1, [](E& e) { e.rows = uint64_t(1) << 60; }), "large");
   refuses(with_entry(good, 2,
                      [&](E& e) { e.offset = File::open(dir / "m.oq")->tensor("packed").offset; }),
           "blob");
+}
+
+TEST_CASE("a byte of a directory entry that means nothing for its tensor is refused") {
+  TempDir dir;
+  write_sample(dir / "m.oq");
+  const std::string good = test::read_file(dir / "m.oq");
+  const auto refuses = [&](size_t entry, size_t byte, uint8_t value) {
+    test::write_file(dir / "bad.oq", with_entry(good, entry, [&](disk::Entry& e) {
+                       reinterpret_cast<uint8_t*>(&e)[byte] = value;
+                     }));
+    const std::string message = message_of([&] { File::open(dir / "bad.oq"); });
+    const std::string wanted = fmt::format("bad.oq, entry {}: directory entry is not one", entry);
+    CAPTURE(byte);
+    CAPTURE(message);
+    CHECK(message.find(wanted) != std::string::npos);
+    CHECK(message.find(fmt::format("at byte {}, found {}", byte, value)) != std::string::npos);
+  };
+  for (size_t byte = std::strlen("vector") + 1; byte < sizeof(disk::Entry::name); ++byte) {
+    refuses(0, byte, 'x');  // a second name behind the first one's NUL
+  }
+  for (size_t byte = offsetof(disk::Entry, group); byte < sizeof(disk::Entry); ++byte) {
+    if (byte != offsetof(disk::Entry, kind)) refuses(0, byte, 1);  // f32 has no packing
+  }
+  refuses(1, offsetof(disk::Entry, five_levels), 2);  // of the packed one: bools, reserved bytes
+  refuses(1, offsetof(disk::Entry, weak_bf16), 2);
+  for (size_t i = 0; i < sizeof(disk::Entry::reserved); ++i) {
+    refuses(1, offsetof(disk::Entry, reserved) + i, 255);
+  }
+}
+
+TEST_CASE("a byte between the sections of a packed tensor is refused by verify") {
+  TempDir dir;
+  write_sample(dir / "m.oq");
+  const std::string good = test::read_file(dir / "m.oq");
+  const auto file = File::open(dir / "m.oq");
+  const TensorInfo& t = file->tensor("packed");
+  const PackedLayout l = file->packed(t).layout();
+  const uint64_t zeros_end = l.zeros_offset + l.panels * l.groups * l.zero_bytes;
+  const uint64_t index_end = l.weak_index_offset + 2 * sizeof(uint32_t);
+  for (const uint64_t at :
+       {zeros_end, zeros_end + 7, l.weak_index_offset - 1, index_end, l.weak_offset - 1}) {
+    CAPTURE(at);
+    std::string bytes = good;
+    bytes[t.offset + at] = 1;
+    const uint32_t crc = crc32c(std::as_bytes(std::span(bytes)).subspan(t.offset, t.bytes));
+    test::write_file(dir / "bad.oq", with_entry(bytes, 1, [&](disk::Entry& e) { e.crc = crc; }));
+    const std::string message = message_of([&] { File::open(dir / "bad.oq")->verify(); });
+    CAPTURE(message);
+    CHECK(message.find("tensor 'packed': bytes that hold nothing are not zero") !=
+          std::string::npos);
+    CHECK(message.find(std::to_string(t.offset + at)) != std::string::npos);
+  }
 }
 
 TEST_CASE("weak columns that are no columns are refused, though they are tensor bytes") {
