@@ -219,10 +219,16 @@ std::vector<int64_t> Decoder::lengths_after(const Batch& batch) const {
 }
 
 int32_t Decoder::sample(Sampler& sampler, int64_t vocab, int64_t i) {
+  RankRequest{.vocab = vocab}.check(plan_.config.vocab);
   if (const auto request = sampler.request(vocab)) {
     if (const auto id = sampler.sample_ranked(backend_->rank(i, *request))) return *id;
   }
   return sampler.sample(backend_->read_logits(i).first(size_t(vocab)));
+}
+
+const Ranking& Decoder::rank(const RankRequest& request, int64_t i) {
+  request.check(plan_.config.vocab);
+  return backend_->rank(i, request);
 }
 
 void Decoder::append(std::span<const int32_t> tokens, int32_t sequence) {

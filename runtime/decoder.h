@@ -40,12 +40,12 @@ class Decoder {
   /// The logits that the last step's logit_rows[i] asked for; valid until the next step.
   std::span<const float> logits(int64_t i = 0) { return backend_->read_logits(i); }
 
-  /// The token that `sampler` draws from the first `vocab` of those logits. A device ranks them
-  /// itself where the sampler can do with few.
+  /// The token that `sampler` draws from the first `vocab` of those logits: 1..config().vocab. A
+  /// device ranks them itself where the sampler can do with few.
   int32_t sample(Sampler& sampler, int64_t vocab, int64_t i = 0);
-  const Ranking& rank(const RankRequest& request, int64_t i = 0) {
-    return backend_->rank(i, request);
-  }
+  /// The likeliest of those logits, valid until the next call. Throws where
+  /// request.check(config().vocab) does.
+  const Ranking& rank(const RankRequest& request, int64_t i = 0);
 
   /// Appends `tokens` to a sequence, in steps of up to max_rows; the last leaves the logits after
   /// the last token.

@@ -10,11 +10,14 @@ constexpr int64_t kMostRanked = 128;
 
 /// What a sampler asks of one row's logits where it does not need all of them.
 struct RankRequest {
-  int64_t vocab = 0;                   ///< ids below it take part
+  int64_t vocab = 0;                   ///< ids below it take part: 1..logits of the row
   int64_t count = 1;                   ///< tokens wanted: 1..kMostRanked
   double temperature = 0;              ///< above 0: `total` is wanted
   std::span<const int32_t> also = {};  ///< ids below `vocab` whose logits are wanted whatever their
                                        ///< rank: at most kMostRanked
+
+  /// Throws oq::Error, naming the value, unless it is a request of a row with so many logits.
+  void check(int64_t logits) const;
 };
 
 /// The answer.
@@ -30,7 +33,7 @@ struct Ranking {
   bool finite = true;  ///< all logits are; where not, nothing else here says anything
 };
 
-/// The answer from the logits themselves. `logits` has at least request.vocab.
+/// The answer from the logits themselves. Throws where request.check(logits.size()) does.
 void rank_logits(std::span<const float> logits, const RankRequest& request, Ranking& out);
 
 }  // namespace oq

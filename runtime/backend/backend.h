@@ -158,7 +158,8 @@ class Backend {
   virtual std::span<const float> read_logits(int64_t i) = 0;
 
   /// What `request` asks of the same logits: few numbers, where read_logits gives all of them.
-  /// Valid until the next call. Throws when the last step asked for fewer rows.
+  /// Valid until the next call. Throws when the last step asked for fewer rows. PRECOND:
+  /// request.check passes a row of vocab logits.
   virtual const Ranking& rank(int64_t i, const RankRequest& request) = 0;
 };
 

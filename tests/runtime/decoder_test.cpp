@@ -341,6 +341,39 @@ TEST_CASE("bad steps are refused and change nothing") {
   CHECK_THROWS_AS(Decoder(file, make_cpu_backend(1), {.context = 701}), Error);
 }
 
+TEST_CASE("what is asked of the logits is held to how many there are") {
+  TempDir dir;
+  Decoder d = decoder(test::make_tiny_oq(dir / "m.oq"), true);
+  const auto logits = d.feed(some_tokens(3, 101));
+  const auto best = [&](int64_t vocab) {
+    return std::max_element(logits.begin(), logits.begin() + vocab) - logits.begin();
+  };
+  for (const bool greedy : {true, false}) {  // by rank, and from all logits
+    Sampler sampler(greedy ? SamplerParams{.temperature = 0} : SamplerParams{.min_p = 1});
+    for (const int64_t vocab : {1, 50, 101}) CHECK(d.sample(sampler, vocab) == best(vocab));
+    for (const int64_t vocab : {-1, 0, 102}) {
+      CAPTURE(vocab);
+      CHECK_THROWS_WITH_AS(d.sample(sampler, vocab), doctest::Contains("expected 1 to 101"), Error);
+    }
+  }
+  const std::vector<int32_t> also = {100, 0}, beyond = {0, 101}, negative = {-1};
+  CHECK(d.rank({.vocab = 101, .also = also}).also == std::vector<float>{logits[100], logits[0]});
+  const auto refuses = [&](const RankRequest& request, const char* found) {
+    CHECK_THROWS_WITH_AS(d.rank(request), doctest::Contains(found), Error);
+    Ranking out;
+    CHECK_THROWS_WITH_AS(rank_logits(logits, request, out), doctest::Contains(found), Error);
+  };
+  refuses({.vocab = 102}, "expected 1 to 101, found 102");
+  refuses({.vocab = -5}, "found -5");
+  refuses({.vocab = 101, .count = 0}, "expected 1 to 128, found 0");
+  refuses({.vocab = 101, .count = kMostRanked + 1}, "found 129");
+  refuses({.vocab = 101, .also = beyond}, "expected 0 to 100, found 101");
+  refuses({.vocab = 100, .also = also}, "expected 0 to 99, found 100");
+  refuses({.vocab = 101, .also = negative}, "found -1");
+  const std::vector<int32_t> many(kMostRanked + 1, 0);
+  refuses({.vocab = 101, .also = many}, "expected 0 to 128, found 129");
+}
+
 TEST_CASE("models whose tensors do not fit their config are refused by name") {
   TempDir dir;
   test::make_tiny_oq(dir / "m.oq");
