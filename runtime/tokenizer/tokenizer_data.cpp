@@ -69,6 +69,24 @@ int32_t id_of(const Metadata& m, const char* key) {
   return int32_t(m.get_int(key, -1, std::numeric_limits<int32_t>::max()));
 }
 
+/// Whether there are such tokens is for `make_tokenizer` to say; what is no id at all is said here,
+/// where it is still the number that the file has.
+std::vector<int32_t> stop_ids_of(const Metadata& m) {
+  constexpr const char* key = "tokenizer.stop_ids";
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  std::vector<int32_t> ids;
+  for (const int64_t id : m.get<std::vector<int64_t>>(key)) {
+    if (id < 0 || id > most) {
+      throw Error({.what = "an id is out of range",
+                   .where = std::string("metadata '") + key + "'",
+                   .expected = "0.." + std::to_string(most),
+                   .found = std::to_string(id)});
+    }
+    ids.push_back(int32_t(id));
+  }
+  return ids;
+}
+
 }  // namespace
 
 std::vector<std::byte> TokenizerData::encode_tokens(const Vocabulary& tokens) {
@@ -167,10 +185,7 @@ TokenizerData TokenizerData::load(const File& file, const Metadata& m) {
   }
   data.bos = id_of(m, "tokenizer.bos");
   data.adds_bos = m.get<bool>("tokenizer.adds_bos");
-  for (const int64_t id : m.get<std::vector<int64_t>>("tokenizer.stop_ids")) {
-    data.stop_ids.push_back(id >= 0 && id <= std::numeric_limits<int32_t>::max() ? int32_t(id)
-                                                                                 : -1);
-  }
+  data.stop_ids = stop_ids_of(m);
   data.tokens = decode_tokens(blob(file, "tokenizer.tokens"), where + ": tokenizer.tokens");
   if (data.kind == Kind::bpe) {
     data.unk = id_of(m, "tokenizer.unk");

@@ -274,6 +274,21 @@ TEST_CASE("metadata of the wrong kind is refused") {
   refused("tokenizer.prefix_space", std::string("sometimes"));
   refused("tokenizer.nfc", int64_t(1));
   refused("tokenizer.bos", int64_t(1) << 40);
-  refused("tokenizer.stop_ids", std::vector<int64_t>{int64_t(1) << 40});
   refused("tokenizer.patterns", std::string("a"));
+}
+
+TEST_CASE("a stop id that is none is refused as the number that it is") {
+  for (const int64_t id : {int64_t(5'000'000'000), int64_t(-7)}) {
+    const oq::test::TempDir dir;
+    oq::Writer writer(dir / "t.oq", 8);
+    oq::test::small_bpe().store(writer);
+    writer.metadata.set("tokenizer.stop_ids", std::vector<int64_t>{263, id});
+    writer.finish();
+    const std::string found =
+        "t.oq, metadata 'tokenizer.stop_ids': an id is out of range "
+        "(expected 0..2147483647, found " +
+        std::to_string(id) + ")";
+    CHECK_THROWS_WITH_AS(oq::Tokenizer::load(*oq::File::open(dir / "t.oq")),
+                         doctest::Contains(found.c_str()), oq::Error);
+  }
 }
