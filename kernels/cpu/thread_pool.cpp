@@ -31,12 +31,6 @@ void pause_cpu() {
 #endif
 }
 
-int usable_cores() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-  return std::max(1, int(std::thread::hardware_concurrency()));
-}
-
 /// Spins, then sleeps, until `value` differs from `old`.
 template <class T>
 void wait_for_change(const std::atomic<T>& value, T old) {
@@ -49,6 +43,12 @@ void wait_for_change(const std::atomic<T>& value, T old) {
 }
 
 }  // namespace
+
+int usable_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1, int(std::thread::hardware_concurrency()));
+}
 
 ThreadPool::ThreadPool(int threads) {
   const int n = threads > 0 ? threads : usable_cores();

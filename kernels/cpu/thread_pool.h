@@ -10,6 +10,10 @@
 
 namespace oq {
 
+/// Cores that the calling thread may run on, at least 1: fewer than the machine's under taskset or
+/// in a container with a cpuset.
+int usable_cores();
+
 /// A fixed team of threads for short, frequent parallel loops: a token of a 30-block model crosses
 /// some 150 of them, so a worker that has just finished spins for a while before it
 /// sleeps. Each thread has a run of neighbouring items, which lie behind each other in memory, and
@@ -21,7 +25,7 @@ namespace oq {
 /// threads have stopped.
 class ThreadPool {
  public:
-  /// `threads` counts the caller; 0 means one per core that this process may use.
+  /// `threads` counts the caller; 0 means usable_cores().
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

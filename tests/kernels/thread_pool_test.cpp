@@ -6,8 +6,10 @@
 #include <vector>
 
 #include <doctest/doctest.h>
+#include <sched.h>
 
 using oq::ThreadPool;
+using oq::usable_cores;
 
 TEST_CASE("every item is done once, whatever the threads and chunks") {
   for (int threads : {1, 2, 5}) {
@@ -24,6 +26,22 @@ TEST_CASE("every item is done once, whatever the threads and chunks") {
       }
     }
   }
+}
+
+TEST_CASE("a pool has as many threads as there are cores that its caller may use") {
+  cpu_set_t all, one;
+  REQUIRE(sched_getaffinity(0, sizeof(all), &all) == 0);
+  CHECK(usable_cores() == CPU_COUNT(&all));
+  CHECK(ThreadPool().threads() == CPU_COUNT(&all));
+  int core = 0;
+  while (!CPU_ISSET(core, &all)) ++core;
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  REQUIRE(sched_setaffinity(0, sizeof(one), &one) == 0);
+  const int cores = usable_cores(), threads = ThreadPool().threads();
+  REQUIRE(sched_setaffinity(0, sizeof(all), &all) == 0);
+  CHECK(cores == 1);
+  CHECK(threads == 1);
 }
 
 TEST_CASE("many short loops in a row") {

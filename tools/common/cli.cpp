@@ -7,14 +7,14 @@
 #include <cstdio>
 #include <cstring>
 #include <iostream>
-#include <thread>
 
 #include <fmt/format.h>
-#include <sched.h>
 #include <spdlog/logger.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#include "kernels/cpu/thread_pool.h"
 
 namespace oq::tool {
 namespace {
@@ -84,9 +84,7 @@ int run(CLI::App& app, int argc, char** argv, const std::function<void()>& body)
 CLI::ValidationError usage_error(const std::string& what) { return CLI::ValidationError(what); }
 
 void add_threads_flag(CLI::App& app, int& threads) {
-  cpu_set_t set;
-  const bool known = sched_getaffinity(0, sizeof(set), &set) == 0;
-  threads = std::max(1, known ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency()));
+  threads = usable_cores();
   app.add_option("--threads", threads, "threads to use")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
