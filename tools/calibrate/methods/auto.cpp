@@ -1,11 +1,12 @@
 /// Everything together, chosen by what it does to the block.
 ///
-/// A block is made twice: as it is, and learned (clipping, transformations; at five levels as ABQ
-/// learns). In both, a linear can be quantized in several ways: its learned codes; codes on the
-/// learned grid, or on a searched one, with errors made up for (GPTQ); for integer activations also
-/// from weights reformulated for them (AWRQ); with --weak-columns, all of that with weak columns
-/// (OWQ). Both blocks run with each way for all of their linears, and the best is where a search by
-/// single linears starts; what is not better is not taken.
+/// A block is made twice: as it is, and learned (clipping, transformations; as ABQ learns where
+/// activations are quantized or weights have five levels, as OmniQuant elsewhere). In both, a
+/// linear can be quantized in several ways: its learned codes; codes on the learned grid, or on a
+/// searched one, with errors made up for (GPTQ); for integer activations also from weights
+/// reformulated for them (AWRQ); with --weak-columns, all of that with weak columns (OWQ). Both
+/// blocks run with each way for all of their linears, and the best is where a search by single
+/// linears starts; what is not better is not taken.
 ///
 /// Learning has all windows, as it has by itself; an eighth of them is held out from what makes up
 /// for errors, to choose by. In the error of a block's output on these, no single method that was
@@ -154,7 +155,9 @@ class Auto final : public Method {
     }
     Variant v{job.weights()};
     const Learning& l = job.options().learning;
-    Recipe recipe = job.options().scheme.five_levels ? abq_recipe(job) : omniquant_recipe(job);
+    const Scheme& scheme = job.options().scheme;
+    const bool abq = scheme.activation_bits < 16 || scheme.five_levels;
+    Recipe recipe = abq ? abq_recipe(job) : omniquant_recipe(job);
     recipe.f16 = false;  // errors are made up for in fp32
     BlockLearner learner(job, *graph_, recipe);
     learner.run();
