@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cctype>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -47,7 +49,9 @@ decltype(auto) with_place(const std::string& place, const Body& body) {
   try {
     return body();
   } catch (const Error& e) {
-    if (e.parts().where.rfind(place, 0) == 0) throw;
+    const std::string& own = e.parts().where;
+    // "tensor 'x'" does not begin with a file "t". Behind the last character there is a NUL.
+    if (own.rfind(place, 0) == 0 && std::isalnum(uint8_t(own[place.size()])) == 0) throw;
     Error::Parts parts = e.parts();
     parts.where = parts.where.empty() ? place : place + ", " + parts.where;
     throw Error(std::move(parts));
