@@ -109,6 +109,12 @@ TEST_CASE("exit code 0: help, version, and a job done") {
   CHECK(json["scheme"] == "w4a16g64");
   CHECK(json["bytes"] == fs::file_size(dir / "out.oq"));
   CHECK_NOTHROW(File::open(dir / "out.oq")->verify());
+
+  // A path is bytes, and JSON is UTF-8.
+  const ProcessResult odd = oq_convert({dir / "model", "-o", dir / "\xFF.oq", "--json", "--quiet"});
+  CHECK(odd.code == 0);
+  CHECK(odd.err.empty());
+  CHECK(nlohmann::json::parse(odd.out)["output"] == (dir / "\xEF\xBF\xBD.oq").string());
 }
 
 TEST_CASE("exit code 1: the job failed, and one line says why") {

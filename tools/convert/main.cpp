@@ -1,9 +1,7 @@
 #include <memory>
 
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
 #include "tools/common/cli.h"
+#include "tools/common/json.h"
 #include "tools/convert/convert.h"
 
 namespace {
@@ -33,15 +31,13 @@ void check_head_bits(const convert::Options& o) {
 void report(const convert::Options& options, const convert::Result& result, bool json, bool quiet) {
   for (const std::string& notice : result.notices) tool::notice(quiet, notice);
   if (!json) return;
-  tool::print(nlohmann::json{{"output", options.output.string()},
-                             {"family", result.family},
-                             {"scheme", result.scheme.str()},
-                             {"tensors", result.tensors},
-                             {"weights", result.weights},
-                             {"bytes", result.bytes},
-                             {"notices", result.notices}}
-                  .dump() +
-              "\n");
+  tool::print_object({{"output", options.output.string()},
+                      {"family", result.family},
+                      {"scheme", result.scheme.str()},
+                      {"tensors", result.tensors},
+                      {"weights", result.weights},
+                      {"bytes", result.bytes},
+                      {"notices", result.notices}});
 }
 
 }  // namespace
