@@ -5,6 +5,7 @@
 // Mixtral's experts are stacked into one tensor of three dimensions, and before that were tensors
 // of their own.
 
+#include <cmath>
 #include <cstring>
 
 #include "tests/convert/golden_models.h"
@@ -66,6 +67,9 @@ class Gguf {
 
   void set(const char* key, uint32_t value) { builder_.set_u32(arch_ + "." + key, value); }
   void set(const char* key, float value) { builder_.set_f32(arch_ + "." + key, value); }
+  void set(const char* key, const Floats& values) {
+    builder_.set_numbers(arch_ + "." + key, GgufBuilder::f32, values);
+  }
 
   /// The weight, and the bias if there is one.
   void add(const std::string& gguf, const std::string& hf) {
@@ -326,5 +330,16 @@ TEST_CASE("GGUF files whose settings and tensors disagree") {
             set_sizes(g, other);
             add_falcon(g, m);
           });
+  const float nan = std::nanf("");
+  const std::vector<Floats> odd = {{nan, nan}, {nan, 4}, {4, nan}, {4.5f, 4.5f}, {1e30f}};
+  for (const auto& heads : odd) {  // per block
+    refused("bloom", "bloom", "'bloom.attention.head_count' holds what is no whole number",
+            [&](Gguf& g, const ModelConfig& m) {
+              g.set("embedding_length", uint32_t(m.hidden));
+              g.set("block_count", uint32_t(m.blocks));
+              g.set("attention.head_count", heads);
+              add_bloom(g, m);
+            });
+  }
   refused("opt", "opt", "model family", [](Gguf&, const ModelConfig&) {});
 }

@@ -77,6 +77,20 @@ TEST_CASE("what cannot be converted is refused by name") {
   check_refused({{"rope_scaling", {{"type", "linear"}, {"factor", 0}}}}, "above 0");
   check_refused({{"rope_scaling", {{"type", "linear"}, {"factor", "4"}}}}, "finite number");
   check_refused({{"rope_theta", -1.0}}, "rope_theta");
+  const char* original = "original_max_position_embeddings";
+  for (const double count : {1e300, 0.5, 4096.5, 0.0, -1.0, 0x1p31}) {
+    for (const char* type : {"dynamic", "yarn"}) {
+      check_refused({{"rope_scaling", {{"type", type}, {"factor", 2.0}, {original, count}}}},
+                    "'rope_scaling.original_max_position_embeddings'");
+      check_refused({{"rope_scaling", {{"type", type}, {"factor", 2.0}}}, {original, count}},
+                    "'original_max_position_embeddings'");
+    }
+    test::GgufBuilder yarn;
+    yarn.set_string("llama.rope.scaling.type", "yarn");
+    yarn.set_f32("llama.rope.scaling.original_context_length", float(count));
+    CHECK_THROWS_WITH_AS(from_gguf(yarn, 64, 8192), doctest::Contains("original_context_length"),
+                         Error);
+  }
 }
 
 TEST_CASE("GGUF's linear, yarn and rope_freqs give the same as config.json's") {

@@ -48,11 +48,13 @@ double as_written(double v) {
 
 }  // namespace
 
+bool is_whole(double v) { return v == std::floor(v) && std::abs(v) < 0x1p53; }
+
 int64_t Config::integer(std::string_view key) const {
   const Value v = find(key);
   if (const auto* i = std::get_if<int64_t>(&v)) return *i;
   const auto* d = std::get_if<double>(&v);  // 4096.0 is an integer too
-  if (d != nullptr && *d == std::floor(*d) && std::abs(*d) < 0x1p53) return int64_t(*d);
+  if (d != nullptr && is_whole(*d)) return int64_t(*d);
   throw wrong(*this, key, "an integer");
 }
 

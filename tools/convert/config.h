@@ -12,6 +12,10 @@
 
 namespace oq::convert {
 
+/// Whether a number is an integer that a double holds exactly, as all of less than 2^53 are. What
+/// is not must not be cast to one.
+bool is_whole(double v);
+
 /// A checkpoint's own settings, whatever format they came in. Keys are the format's; a dot leads
 /// into a nested object of config.json ("rope_scaling.factor"). A null is a missing value.
 /// Wrong types and missing values throw oq::Error naming the file and the key.

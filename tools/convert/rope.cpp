@@ -72,6 +72,16 @@ double positive(const Config& config, const std::string& key, double value) {
                .hint = "the checkpoint is damaged"});
 }
 
+/// A setting that counts positions: any context that a model may have.
+double positions(const Config& config, const std::string& key, double value) {
+  if (is_whole(value) && value >= 1 && value <= 0x1p30) return value;
+  throw Error({.what = fmt::format("setting '{}' is not usable", key),
+               .where = config.where(),
+               .expected = fmt::format("a whole number from 1 to {}", 1 << 30),
+               .found = fmt::format("{}", value),
+               .hint = "the checkpoint is damaged"});
+}
+
 Error unknown(const Config& config, const std::string& key, const std::string& type) {
   return Error(
       {.what = fmt::format("RoPE scaling of type '{}' ({}) cannot be converted", type, key),
@@ -129,10 +139,11 @@ class HfSettings {
     return get_or("rope_theta",
                   positive(config_, "rope_theta", config_.number_or("rope_theta", default_theta_)));
   }
-  /// The context before scaling.
+  /// The context before scaling: of the group, or else beside it, or else `context`.
   double original(int64_t context) const {
     const char* name = "original_max_position_embeddings";
-    return get_or(name, positive(config_, name, config_.number_or(name, double(context))));
+    const std::string own = has(name) ? key(name) : name;
+    return positions(config_, own, config_.number_or(own, double(context)));
   }
 
  private:
@@ -205,10 +216,12 @@ Rope gguf_rope(const Config& config, std::string_view arch, int64_t rope_dim, in
     if (config.number_or(key("scaling.yarn_log_multiplier"), 0) != 0) {
       throw unknown(config, key("scaling.yarn_log_multiplier"), "yarn with a log multiplier");
     }
-    const Yarn yarn = {.factor = factor,
-                       .original = get("scaling.original_context_length", double(context)),
-                       .beta_fast = get("scaling.yarn_beta_fast", 32),
-                       .beta_slow = get("scaling.yarn_beta_slow", 1)};
+    const std::string original = key("scaling.original_context_length");
+    const Yarn yarn = {
+        .factor = factor,
+        .original = positions(config, original, config.number_or(original, double(context))),
+        .beta_fast = get("scaling.yarn_beta_fast", 32),
+        .beta_slow = get("scaling.yarn_beta_slow", 1)};
     scale_yarn(f, yarn, theta);
     attention *= yarn_attention(factor);
   } else if (type != "none") {

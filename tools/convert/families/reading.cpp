@@ -32,11 +32,16 @@ int64_t uniform(const Checkpoint& c, const std::string& key, int64_t fallback) {
   const Config::Value v = c.config().find(key);
   const auto* list = std::get_if<std::vector<double>>(&v);
   if (list == nullptr) return c.config().integer_or(key, fallback);
+  const auto odd = std::find_if_not(list->begin(), list->end(), is_whole);
+  if (odd != list->end()) {
+    throw unusable(c, fmt::format("setting '{}' holds what is no whole number", key),
+                   fmt::format("{}", *odd), "the checkpoint is damaged");
+  }
   if (list->empty() || std::set<double>(list->begin(), list->end()).size() > 1) {
     throw unusable(c, fmt::format("setting '{}' differs between blocks", key), "",
                    "such models cannot be converted");
   }
-  return int64_t(std::clamp(list->front(), 0.0, 1e9));
+  return int64_t(list->front());
 }
 
 Activation hf_activation(const Checkpoint& c, const char* key, const char* fallback) {
