@@ -371,8 +371,11 @@ TEST_CASE("weights that do not fit are refused with a way out") {
   for (const float bad : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
     Changed broken;
     broken.tensors(change(bad));
-    check_refused(broken.path(), "not finite", dtype(Kind::f32));
-    check_refused(broken.path(), "not finite",
+    const std::string place =
+        (broken.path() / "config.json").string() + ", tensor 'model.layers.1.mlp.up_proj.weight'";
+    check_refused(broken.path(), (place + ": weight 77 is not finite").c_str(), dtype(Kind::f32));
+    check_refused(broken.path(),
+                  (place + ", row 0, columns 64 to 95: has a weight that is not finite").c_str(),
                   [](Options& o) { o.scheme = Scheme::parse("w4a16g64"); });
   }
 }

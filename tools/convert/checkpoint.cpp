@@ -50,6 +50,10 @@ const SourceTensor* Checkpoint::find(std::string_view name) const {
   return it == index_.end() ? nullptr : &tensors_[it->second];
 }
 
+std::string Checkpoint::place_of(const SourceTensor& tensor) const {
+  return fmt::format("{}, tensor '{}'", config().where(), tensor.name);
+}
+
 void Checkpoint::add(SourceTensor tensor, const std::string& where) {
   if (!index_.emplace(tensor.name, tensors_.size()).second) {
     throw Error({.what = fmt::format("tensor '{}' occurs twice", tensor.name), .where = where});
@@ -60,7 +64,7 @@ void Checkpoint::add(SourceTensor tensor, const std::string& where) {
 void Checkpoint::read_rows(const SourceTensor& t, uint64_t row0, uint64_t n, float* out) const {
   if (t.type == nullptr) {
     throw Error({.what = "is of a type that cannot be read as weights",
-                 .where = t.name,
+                 .where = place_of(t),
                  .expected = "F32, F16 or BF16",
                  .found = t.dtype,
                  .hint = "take a checkpoint in BF16, F16 or F32"});

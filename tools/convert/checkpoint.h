@@ -63,6 +63,8 @@ class Checkpoint {
 
   std::span<const SourceTensor> tensors() const { return tensors_; }
   const SourceTensor* find(std::string_view name) const;
+  /// Settings and tensor, for messages: "model/config.json, tensor 'lm_head.weight'".
+  std::string place_of(const SourceTensor& tensor) const;
 
   /// Rows [row0, row0 + n) as floats, [n][cols]. PRECOND: they exist. Throws where the tensor does
   /// not hold weights.

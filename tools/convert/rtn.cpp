@@ -22,7 +22,7 @@ struct Grid {
   int zero;
 };
 
-Grid choose_grid(std::span<const float> w, const Packing& p, uint64_t column) {
+Grid choose_grid(std::span<const float> w, const Packing& p, uint64_t row, uint64_t column) {
   float low = 0, high = 0;
   bool finite = true;
   for (float x : w) {
@@ -36,10 +36,11 @@ Grid choose_grid(std::span<const float> w, const Packing& p, uint64_t column) {
       symmetric ? double(std::max(-low, high)) / p.zero : (double(high) - double(low)) / qmax;
   f16 scale = to_f16(float(range));
   if (!finite || !std::isfinite(to_float(scale))) {
-    throw Error({.what = finite ? "has weights too large for f16 scales"
-                                : "has a weight that is not finite",
-                 .where = fmt::format("columns {} to {}", column, column + w.size() - 1),
-                 .hint = "the checkpoint is damaged or was trained to overflow"});
+    throw Error(
+        {.what =
+             finite ? "has weights too large for f16 scales" : "has a weight that is not finite",
+         .where = fmt::format("row {}, columns {} to {}", row, column, column + w.size() - 1),
+         .hint = "the checkpoint is damaged or was trained to overflow"});
   }
   if (to_float(scale) == 0) scale = {1};
   if (symmetric) return {scale, p.zero};
@@ -56,7 +57,7 @@ void rtn_row(std::span<const float> weights, uint64_t row, PackedBuilder& out) {
   for (uint64_t g = 0; g < layout.groups; ++g) {
     const uint64_t begin = g * layout.group;
     const auto w = weights.subspan(begin, std::min<uint64_t>(layout.group, weights.size() - begin));
-    const Grid grid = choose_grid(w, p, begin);
+    const Grid grid = choose_grid(w, p, row, begin);
     out.set_scale(row, g, grid.scale);
     if (p.zero_mode != ZeroMode::constant) out.set_zero(row, g, grid.zero);
     // Clamped first: the bounds are integers, so rounding cannot leave them.

@@ -17,7 +17,7 @@ namespace oq::convert {
 /// before any code is chosen; one that rounds to 0 becomes the smallest f16 instead.
 ///
 /// Rows of different panels of 8 may be stored at the same time. Throws oq::Error on a weight that
-/// is not finite, or so large that its scale is not.
+/// is not finite, or so large that its scale is not, naming row and columns.
 void rtn_row(std::span<const float> weights, uint64_t row, PackedBuilder& out);
 
 }  // namespace oq::convert

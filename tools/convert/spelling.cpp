@@ -122,7 +122,8 @@ std::vector<Merge> bpe_merges(std::span<const std::pair<std::string_view, std::s
     if (type != TokenType::normal && type != TokenType::byte) other.insert(tokens.bytes(id));
   }
   std::vector<Merge> result;
-  for (const auto& [left, right] : merges) {
+  for (size_t i = 0; i < merges.size(); ++i) {
+    const auto& [left, right] = merges[i];
     const auto l = read(left), r = read(right);
     const bool written = l && r;
     const Merge merge = written ? Merge{tokens.find(*l), tokens.find(*r)} : Merge{-1, -1};
@@ -135,8 +136,7 @@ std::vector<Merge> bpe_merges(std::span<const std::pair<std::string_view, std::s
     const bool around = other.count(left) != 0 || other.count(right) != 0 ||
                         other.count(joined) != 0 || (written && other.count(*l + *r) != 0);
     if (around) continue;
-    throw Error({.what = "merge " + std::to_string(result.size()) +
-                         " names or makes a token that is not there",
+    throw Error({.what = "merge " + std::to_string(i) + " names or makes a token that is not there",
                  .where = where,
                  .found = "'" + std::string(left) + "' '" + std::string(right) + "'",
                  .hint = "the vocabulary and the merges do not belong together"});

@@ -30,9 +30,10 @@ std::optional<std::string> from_byte_level(std::string_view text);
 Vocabulary bpe_vocabulary(std::span<const SourceToken> tokens, Spelling spelling,
                           const std::string& where);
 
-/// Merges by rank. Throws oq::Error when one names a token that is not there. Those around special
-/// and added tokens are left out: such tokens are recognised before any merge could make them, and
-/// what a user types must not become a special one. So are those that no text leads to.
+/// Merges by rank. Throws oq::Error, with its place in the list from 0 on, when one names a token
+/// that is not there. Those around special and added tokens are left out: such tokens are
+/// recognised before any merge could make them, and what a user types must not become a special
+/// one. So are those that no text leads to.
 std::vector<Merge> bpe_merges(std::span<const std::pair<std::string_view, std::string_view>> merges,
                               const Vocabulary& tokens, Spelling spelling,
                               const std::string& where);

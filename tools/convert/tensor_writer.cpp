@@ -81,7 +81,8 @@ TensorWriter::TensorWriter(const Checkpoint& checkpoint, const Model& model, con
       progress_(std::move(progress)) {}
 
 void TensorWriter::write(const Binding& b) {
-  try {
+  if (b.source == nullptr) return write_plain(b);
+  with_place(checkpoint_.place_of(*b.source), [&] {
     if (taken_over(b)) {
       write_taken_over(b);
     } else if (const auto packing = storage_.packing(b.spec.role)) {
@@ -89,13 +90,8 @@ void TensorWriter::write(const Binding& b) {
     } else {
       write_plain(b);
     }
-  } catch (const Error& e) {
-    if (b.source == nullptr || !e.parts().where.empty()) throw;
-    Error::Parts parts = e.parts();
-    parts.where = fmt::format("{}, tensor '{}'", checkpoint_.config().where(), b.source->name);
-    throw Error(std::move(parts));
-  }
-  if (b.source != nullptr) checkpoint_.release(*b.source);
+  });
+  checkpoint_.release(*b.source);
 }
 
 void TensorWriter::report(const Binding& b, uint64_t rows) const {
@@ -164,10 +160,8 @@ void TensorWriter::write_taken_over(const Binding& b) {
   const auto rows = uint64_t(b.spec.rows), cols = uint64_t(b.spec.cols);
   PackedBuilder builder(rows, cols, source.packing());
   builder.set_weak_indices(source.weak_indices());
-  with_place(checkpoint_.config().where(), [&] {
-    parallel_ranges(rows, kPanelRows, storage_.threads, [&](uint64_t begin, uint64_t end) {
-      for (uint64_t row = begin; row < end; ++row) source.copy_row(b.rows(row), row, builder);
-    });
+  parallel_ranges(rows, kPanelRows, storage_.threads, [&](uint64_t begin, uint64_t end) {
+    for (uint64_t row = begin; row < end; ++row) source.copy_row(b.rows(row), row, builder);
   });
   out_.add({.name = b.spec.name,
             .kind = Kind::packed,
