@@ -149,6 +149,9 @@ TEST_CASE("--chat -p answers one message, in the template that is asked for") {
                }});
   check_fails("run", {unknown, "--chat", "-p", "hello"},
               {"unknown-template.oq", "--template", "chatml"});
+  // Before weights are loaded: neither a device nor a context is asked for.
+  check_fails("run", {unknown, "--chat", "-p", "hello", "--ctx", "1000000"},
+              {"unknown-template.oq", "--template", "chatml"});
   CHECK(run_oq("run", {unknown, "--chat", "-p", "hello", "-n", "2", "--template", "chatml"}).code ==
         0);
   const ProcessResult bad = run_oq("run", {m.f16, "--chat", "-p", "x", "--template", "morse"});

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 
 #include <fmt/format.h>
@@ -33,6 +34,13 @@ struct Options {
   bool chat = false, exact = false, json = false, quiet = false;
 };
 
+/// A probability that is not 0: CLI::Range has its bounds in it.
+std::string check_top_p(const std::string& text) {
+  double p = 0;
+  if (CLI::detail::lexical_cast(text, p) && p > 0 && p <= 1) return {};
+  return "Value " + text + " is not above 0, up to 1";
+}
+
 void add_options(CLI::App& app, Options& o) {
   const auto views = ChatTemplate::names();
   const std::vector<std::string> names(views.begin(), views.end());
@@ -60,7 +68,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--top-p", o.sampling.top_p,
                  "sample from the likeliest tokens that come to P (default 1, in a chat 0.9)")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(CLI::Validator(check_top_p, "FLOAT above 0, up to 1"));
   app.add_option("--min-p", o.sampling.min_p, "drop tokens below P times the likeliest")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--repeat-penalty", o.sampling.repeat_penalty, "above 1 discourages repetition")
@@ -76,18 +84,43 @@ void add_options(CLI::App& app, Options& o) {
   tool::add_quiet_flag(app, o.quiet);
 }
 
+/// What depends on the kind of run.
+void set_defaults(Options& o) {
+  if (o.max_tokens == -2) o.max_tokens = o.chat ? 1024 : 256;
+  if (o.sampling.temperature == -1) o.sampling.temperature = o.chat ? 0.6 : 0.0;
+  if (o.sampling.top_p == -1) o.sampling.top_p = o.chat ? 0.9 : 1.0;
+}
+
 void check_usage(const Options& o, bool one_shot) {
   if (!one_shot && !o.chat) throw tool::usage_error("one of -p, -f and --chat is needed");
   if (!o.chat && !(o.system.empty() && o.template_name.empty())) {
     throw tool::usage_error("--system and --template need --chat");
   }
   if (o.json && !one_shot) throw tool::usage_error("--json needs -p or -f");
+  if (std::find(o.stops.begin(), o.stops.end(), "") != o.stops.end()) {
+    throw tool::usage_error("--stop needs some text");
+  }
+  try {
+    o.sampling.check();  // a NaN is in every range of CLI11's
+  } catch (const Error& e) {
+    throw tool::usage_error(e.what());
+  }
 }
 
-const ChatTemplate& template_of(const Options& o, const File& file) {
+/// Opens the file for this alone, which costs its directory: `--huge-pages` copies all of it.
+const ChatTemplate& template_of(const Options& o) {
   if (!o.template_name.empty()) return ChatTemplate::named(o.template_name);
+  const auto file = File::open(o.model);
   return with_place(o.model,
-                    [&]() -> const ChatTemplate& { return ChatTemplate::of(file.metadata()); });
+                    [&]() -> const ChatTemplate& { return ChatTemplate::of(file->metadata()); });
+}
+
+std::string prompt_text(const Options& o, bool one_shot) {
+  std::string text = o.file.empty() ? o.prompt : tool::read_text(o.file);
+  if (!one_shot || !text.empty()) return text;
+  throw Error({.what = "the prompt is empty",
+               .where = o.file.empty() ? "-p" : o.file,
+               .hint = "give some text with -p or -f"});
 }
 
 std::vector<int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& text) {
@@ -127,22 +160,16 @@ void print_json(const Answer& a) {
 }
 
 void run(Options o, bool one_shot) {
+  set_defaults(o);
   check_usage(o, one_shot);
-  if (o.max_tokens == -2) o.max_tokens = o.chat ? 1024 : 256;
-  if (o.sampling.temperature < 0) o.sampling.temperature = o.chat ? 0.6 : 0.0;
-  if (o.sampling.top_p < 0) o.sampling.top_p = o.chat ? 0.9 : 1.0;
+  Sampler sampler(o.sampling);
+  const ChatTemplate* chat = o.chat ? &template_of(o) : nullptr;
+  const std::string text = prompt_text(o, one_shot);
   const auto file = open_with_weak(o.model, o.weak, o.pages);
   const auto tokenizer = Tokenizer::load(*file);
-  const std::string text = o.file.empty() ? o.prompt : tool::read_text(o.file);
-  if (one_shot && text.empty()) {
-    throw Error({.what = "the prompt is empty",
-                 .where = o.file.empty() ? "-p" : o.file,
-                 .hint = "give some text with -p or -f"});
-  }
   Decoder decoder =
       tool::make_decoder(file, {o.backend, o.threads, o.quiet},
                          {.context = o.context, .exact = o.exact, .kv_bits = o.kv_bits});
-  Sampler sampler(o.sampling);
   tool::notice(o.quiet, decoder.backend().description());
   struct sigaction action {};
   action.sa_handler = on_interrupt;
@@ -151,10 +178,9 @@ void run(Options o, bool one_shot) {
   const Generator::Show show =
       o.json ? Generator::Show([](std::string_view) {}) : Generator::Show(tool::print);
   Answer answer;
-  if (o.chat) {
-    const ChatTemplate& chat = template_of(o, *file);
-    tool::notice(o.quiet, in_force(*tokenizer, chat, o.stops));
-    ChatSession session(decoder, *tokenizer, sampler, chat, o.system, o.stops, report_drop);
+  if (chat != nullptr) {
+    tool::notice(o.quiet, in_force(*tokenizer, *chat, o.stops));
+    ChatSession session(decoder, *tokenizer, sampler, *chat, o.system, o.stops, report_drop);
     if (!one_shot) {
       chat_repl(session, o.max_tokens, o.quiet, interrupted);
       tool::report(o.quiet, session.stats().line());
