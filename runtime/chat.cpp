@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include "format/error.h"
 #include "runtime/tokenizer/utf8.h"
 
@@ -255,13 +258,11 @@ std::vector<std::string_view> ChatTemplate::names() {
 }
 
 const ChatTemplate& ChatTemplate::named(std::string_view name) {
-  std::string known;
   for (const ChatTemplate& t : Table::get().rows) {
     if (t.name_ == name) return t;
-    known += (known.empty() ? "" : ", ") + std::string(t.name_);
   }
   throw Error({.what = "no chat template of this name",
-               .expected = known,
+               .expected = fmt::format("{}", fmt::join(names(), ", ")),
                .found = "'" + std::string(name) + "'",
                .hint = "choose one with --template"});
 }
@@ -269,12 +270,10 @@ const ChatTemplate& ChatTemplate::named(std::string_view name) {
 const ChatTemplate& ChatTemplate::of(const Metadata& metadata) {
   const std::string name = metadata.get_or<std::string>("chat.template", "");
   if (!name.empty() && name != "unknown") return named(name);
-  std::string known;
-  for (const std::string_view n : names()) known += (known.empty() ? "" : ", ") + std::string(n);
   throw Error({.what = name.empty() ? "the model names no chat template"
                                     : "the model's chat template is not one that OQ knows",
                .where = "chat.template",
-               .hint = "choose one with --template: " + known});
+               .hint = fmt::format("choose one with --template: {}", fmt::join(names(), ", "))});
 }
 
 std::string ChatTemplate::recognise(std::string_view jinja) {

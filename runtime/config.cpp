@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace oq {
 namespace {
@@ -42,14 +43,14 @@ std::string spell(Enum value) {
 
 template <class Enum>
 Enum parse(const std::string& key, const std::string& text) {
-  std::string all;
+  std::vector<std::string_view> all;
   for (const auto& [value, name] : names(Enum())) {
     if (name == text) return value;
-    all += (all.empty() ? "" : ", ") + std::string(name);
+    all.push_back(name);
   }
   throw Error({.what = "model config has an unknown value",
                .where = key,
-               .expected = all,
+               .expected = fmt::format("{}", fmt::join(all, ", ")),
                .found = "'" + text + "'",
                .hint = "a newer OQ may know it; or convert the checkpoint again"});
 }

@@ -2,7 +2,11 @@
 
 #include <cmath>
 #include <cstdlib>
-#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "format/error.h"
 
@@ -89,14 +93,14 @@ const Kernels& best_kernels() {
   const auto available = available_kernels();
   const char* wanted = std::getenv("OQ_CPU");
   if (wanted == nullptr || *wanted == '\0') return *available.back();
-  std::string names;
+  std::vector<std::string_view> names;
   for (const Kernels* k : available) {
     if (k->name == wanted) return *k;
-    names += (names.empty() ? "" : ", ") + std::string(k->name);
+    names.push_back(k->name);
   }
   throw Error({.what = "these CPU kernels cannot run here",
                .where = "environment variable OQ_CPU",
-               .expected = names,
+               .expected = fmt::format("{}", fmt::join(names, ", ")),
                .found = wanted,
                .hint = "unset OQ_CPU"});
 }

@@ -12,8 +12,6 @@ namespace {
 /// Words up to this long are remembered during one call: text repeats its short words.
 constexpr size_t kCachedWord = 64;
 
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
-
 Vocabulary indexed(Vocabulary tokens, const std::string& where) {
   tokens.index(where);
   return tokens;

@@ -9,7 +9,6 @@
 namespace oq {
 namespace {
 
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581 stands for a space in pieces
 constexpr std::string_view kUnknown = " \xE2\x81\x87 ";  // what the library writes for <unk>
 
 std::string byte_piece(int byte) {

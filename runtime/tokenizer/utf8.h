@@ -5,6 +5,9 @@
 
 namespace oq {
 
+/// U+2581, which stands for a space in the pieces of sentencepiece, and in merges made of them.
+inline constexpr std::string_view kSpaceMark = "\xE2\x96\x81";
+
 /// What stands at one place of a byte string.
 struct Utf8Step {
   enum Status { valid, invalid, incomplete } status;

@@ -233,8 +233,11 @@ TEST_CASE("vocab.json and merges.txt") {
   put("merges.txt", "a z\n");
   refuses("merges.txt");
   put("merges.txt", "a b\n");
+  put("added_tokens.json", R"({"<tag>": 100000})");
+  refuses("an added token holds an id");
+  put("added_tokens.json", "{}");
   put("vocab.json", R"({"a": 0, "b": 0, "ab": 1})");
-  refuses("two tokens");
+  refuses("vocab.json: the vocabulary gives one id twice");
   put("vocab.json", R"({"a": 0, "b": 1, "ab": 100000})");
   refuses("vocab.json");
   put("vocab.json", "[1]");

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include "tools/convert/families/families.h"
 #include "tools/convert/families/reading.h"
 #include "tools/convert/tensor_names.h"
@@ -52,17 +55,17 @@ void Model::compute(std::string_view tensor, uint64_t row, std::span<float> out)
 
 const Family& find_family(const Checkpoint& checkpoint) {
   const std::string name = checkpoint.architecture();
-  std::string known;
+  std::vector<std::string_view> known;
   for (const GetFamily get : kFamilies) {
     const Family& family = get();
     const auto& names =
         checkpoint.dialect() == Dialect::hf ? family.hf_model_types : family.gguf_architectures;
     if (std::find(names.begin(), names.end(), name) != names.end()) return family;
-    for (std::string_view n : names) known += (known.empty() ? "" : ", ") + std::string(n);
+    known.insert(known.end(), names.begin(), names.end());
   }
   throw Error({.what = "is of a model family that cannot be converted",
                .where = checkpoint.config().where(),
-               .expected = known,
+               .expected = fmt::format("{}", fmt::join(known, ", ")),
                .found = "'" + name + "'"});
 }
 

@@ -7,15 +7,11 @@
 #include <type_traits>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "format/bytes.h"
 
 namespace oq::convert {
-
-class GgufCursor : public ByteReader {
- public:
-  using ByteReader::ByteReader;
-};
 
 namespace {
 
@@ -123,7 +119,7 @@ Error GgufFile::error(Error::Parts parts) const {
 }
 
 GgufFile::GgufFile(std::span<const std::byte> bytes, std::string where) : where_(std::move(where)) {
-  GgufCursor in(bytes, where_);
+  ByteReader in(bytes, where_);
   read_header(in);
   for (uint64_t i = 0; i < n_entries_; ++i) {
     const std::string_view key = in.read_string<uint64_t>();
@@ -150,7 +146,7 @@ GgufFile::GgufFile(std::span<const std::byte> bytes, std::string where) : where_
   place_tensors(bytes.subspan(data), std::move(offsets));
 }
 
-void GgufFile::read_header(GgufCursor& in) {
+void GgufFile::read_header(ByteReader& in) {
   if (in.left() < 4 || in.read<uint32_t>() != 0x46554747) {  // "GGUF"
     throw error({.what = "is not a GGUF file",
                  .expected = "the magic 'GGUF'",
@@ -174,7 +170,7 @@ void GgufFile::read_header(GgufCursor& in) {
   n_entries_ = in.read_count<uint64_t>(13);
 }
 
-GgufFile::Entry GgufFile::read_value(GgufCursor& in, std::string_view key) const {
+GgufFile::Entry GgufFile::read_value(ByteReader& in, std::string_view key) const {
   const auto type_number = [&] {
     const auto type = in.read<uint32_t>();
     if (type > kF64) {
@@ -199,14 +195,14 @@ GgufFile::Entry GgufFile::read_value(GgufCursor& in, std::string_view key) const
     e.bytes = in.take(e.count * kTypeBytes[e.type]);
     return e;
   }
-  GgufCursor first = in;
+  ByteReader first = in;
   const size_t begin = in.position();
   for (uint64_t i = 0; i < e.count; ++i) in.read_string<uint64_t>();
   e.bytes = first.take(in.position() - begin);
   return e;
 }
 
-GgufTensor GgufFile::read_tensor(GgufCursor& in, uint64_t& offset) const {
+GgufTensor GgufFile::read_tensor(ByteReader& in, uint64_t& offset) const {
   GgufTensor t;
   t.name = in.read_string<uint64_t>();
   const std::string where = fmt::format("tensor '{}'", t.name);
@@ -230,12 +226,11 @@ GgufTensor GgufFile::read_tensor(GgufCursor& in, uint64_t& offset) const {
   offset = in.read<uint64_t>();
   t.type = find_ggml_type(type);
   if (t.type == nullptr) {
-    std::string known;
-    for (const GgmlType& k : ggml_types())
-      known += (known.empty() ? "" : " ") + std::string(k.name);
+    std::vector<std::string_view> known;
+    for (const GgmlType& k : ggml_types()) known.push_back(k.name);
     throw error({.what = "is of a type that cannot be read",
                  .where = where,
-                 .expected = known,
+                 .expected = fmt::format("{}", fmt::join(known, " ")),
                  .found = fmt::format("type {}", type),
                  .hint = "take another quantization of this model, best F16 or BF16"});
   }
@@ -322,7 +317,7 @@ T GgufFile::get(std::string_view key) const {
                  .expected = std::string(kWanted<E>),
                  .found = std::string(kTypeNames[e.type])});
   }
-  GgufCursor in(e.bytes, where_);
+  ByteReader in(e.bytes, where_);
   const auto next = [&]() -> E {
     if constexpr (kIsNumber<E>) {
       E value{};

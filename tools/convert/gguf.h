@@ -13,6 +13,10 @@
 #include "format/error.h"
 #include "tools/convert/ggml_types.h"
 
+namespace oq {
+class ByteReader;
+}
+
 namespace oq::convert {
 
 struct GgufTensor {
@@ -70,9 +74,9 @@ class GgufFile {
     std::span<const std::byte> bytes;
   };
 
-  void read_header(class GgufCursor& in);
-  Entry read_value(GgufCursor& in, std::string_view key) const;
-  GgufTensor read_tensor(GgufCursor& in, uint64_t& offset) const;
+  void read_header(ByteReader& in);
+  Entry read_value(ByteReader& in, std::string_view key) const;
+  GgufTensor read_tensor(ByteReader& in, uint64_t& offset) const;
   void place_tensors(std::span<const std::byte> data, std::vector<uint64_t> offsets);
   const Entry& entry(std::string_view key, bool array) const;
   Error error(Error::Parts parts) const;

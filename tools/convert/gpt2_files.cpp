@@ -6,7 +6,7 @@
 #include "tools/convert/json.h"
 #include "tools/convert/json_reader.h"
 #include "tools/convert/pretokenizers.h"
-#include "tools/convert/spelling.h"
+#include "tools/convert/token_table.h"
 #include "tools/tensor_files/mapped_file.h"
 
 namespace oq::convert {
@@ -66,27 +66,16 @@ std::vector<std::pair<std::string_view, std::string_view>> read_merges(std::stri
 std::vector<SourceToken> read_tokens(const JsonReader& in, const json& vocab,
                                      const Specials& specials,
                                      const std::vector<AddedToken>& added) {
-  const size_t limit = (vocab.size() + added.size()) * 100;  // holes are legal, deserts are not
-  std::vector<SourceToken> tokens;
-  std::vector<bool> taken;
-  const auto place = [&](size_t id) -> SourceToken& {
-    if (id >= tokens.size()) {
-      tokens.resize(id + 1, {{}, {.type = TokenType::unused}});
-      taken.resize(id + 1);
-    }
-    return tokens[id];
-  };
+  TokenTable table(in, vocab.size() + added.size());
   for (const auto& [text, id] : vocab.items()) {
-    const size_t i = in.id(id, "a token", limit);
     const auto special = specials.find(text);
-    place(i) = {text, special == specials.end() ? TokenKind() : special->second};
-    if (taken[i]) throw in.error("one id", "belongs to two tokens", std::to_string(i));
-    taken[i] = true;
+    table.add(id, "the vocabulary",
+              {text, special == specials.end() ? TokenKind() : special->second});
   }
   for (const AddedToken& token : added) {
-    place(in.id(json(token.id), "an added token", limit)) = {token.text, token.kind};
+    table.put(json(token.id), "an added token", {token.text, token.kind});
   }
-  return tokens;
+  return table.tokens();
 }
 
 Pretokenization read_class(const fs::path& path) {

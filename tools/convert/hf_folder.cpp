@@ -57,9 +57,7 @@ void HfFolder::read_config() {
                  .where = path.string(),
                  .hint = "give the folder of an HF checkpoint, or a GGUF file"});
   }
-  auto root = read_json(path);
-  if (!root.is_object()) throw Error({.what = "is not a JSON object", .where = path.string()});
-  config_ = std::make_unique<JsonConfig>(std::move(root), path.string());
+  config_ = std::make_unique<JsonConfig>(read_json_object(path), path.string());
   files_.push_back(path);
 }
 

@@ -43,10 +43,7 @@ AddedToken decoder_entry(const std::string& id, const json& token, const std::st
 }  // namespace
 
 json read_object(const fs::path& path) {
-  if (!fs::exists(path)) return json::object();
-  json root = read_json(path);
-  if (!root.is_object()) throw Error({.what = "is not a JSON object", .where = path.string()});
-  return root;
+  return fs::exists(path) ? read_json_object(path) : json::object();
 }
 
 std::string token_name(const json& object, const char* key) {

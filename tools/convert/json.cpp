@@ -56,6 +56,12 @@ json read_json(const std::filesystem::path& path, uint64_t max_bytes) {
                     path.string());
 }
 
+json read_json_object(const std::filesystem::path& path) {
+  json root = read_json(path);
+  if (!root.is_object()) throw Error({.what = "is not a JSON object", .where = path.string()});
+  return root;
+}
+
 json parse_json(std::string_view text, const std::string& where) {
   auto guard = std::make_shared<Guard>(where);
   try {

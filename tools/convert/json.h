@@ -16,4 +16,7 @@ nlohmann::json parse_json(std::string_view text, const std::string& where);
 /// A JSON file of a checkpoint, from disk, likewise; refuses files above `max_bytes`.
 nlohmann::json read_json(const std::filesystem::path& path, uint64_t max_bytes = 64 << 20);
 
+/// Likewise, and refuses what is no object.
+nlohmann::json read_json_object(const std::filesystem::path& path);
+
 }  // namespace oq::convert

@@ -1,11 +1,11 @@
 #include "tools/convert/pretokenizer_json.h"
 
+#include "runtime/tokenizer/utf8.h"
+
 namespace oq::convert {
 namespace {
 
 using nlohmann::json;
-
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
 
 std::string quoted(std::string_view text) { return "'" + std::string(text) + "'"; }
 

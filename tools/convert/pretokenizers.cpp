@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include "format/error.h"
 
 namespace oq::convert {
@@ -208,7 +211,7 @@ std::string byte_digits_pattern(bool individual) {
 }
 
 Pretokenization known_pretokenization(std::string_view name, const std::string& where) {
-  std::string names;
+  std::vector<std::string_view> names;
   for (const Known& row : table()) {
     if (std::find(row.names.begin(), row.names.end(), name) != row.names.end()) {
       Pretokenization p;
@@ -219,12 +222,11 @@ Pretokenization known_pretokenization(std::string_view name, const std::string& 
       p.nfc = row.nfc;
       return p;
     }
-    for (const std::string_view n : row.names)
-      names += (names.empty() ? "" : ", ") + std::string(n);
+    names.insert(names.end(), row.names.begin(), row.names.end());
   }
   throw Error({.what = "unknown pre-tokenizer",
                .where = where,
-               .expected = names,
+               .expected = fmt::format("{}", fmt::join(names, ", ")),
                .found = "'" + std::string(name) + "'",
                .hint = "convert the model's Hugging Face folder instead: its tokenizer.json says "
                        "how text is cut"});

@@ -22,8 +22,6 @@ std::array<int, 0x144> make_alphabet() {
   return bytes;
 }
 
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
-
 /// The byte that "<0x41>" names, or -1.
 int named_byte(std::string_view text) {
   constexpr std::string_view kDigits = "0123456789ABCDEF";

@@ -2,6 +2,7 @@
 
 #include "tools/convert/json_reader.h"
 #include "tools/convert/pretokenizer_json.h"
+#include "tools/convert/token_table.h"
 
 namespace oq::convert {
 namespace {
@@ -30,35 +31,20 @@ void check_model(const JsonReader& in, const json& model) {
 std::vector<SourceToken> read_tokens(const JsonReader& in, const json& root, const json& vocab) {
   static const json kNone = json::array();
   const json& added = in.at(root, "added_tokens").is_null() ? kNone : in.list(root, "added_tokens");
-  // Holes are legal; a hundred of them for every token are not.
-  const size_t limit = (vocab.size() + added.size()) * 100;
-  std::vector<SourceToken> tokens;
-  std::vector<bool> taken;
-  const auto place = [&](size_t id) -> SourceToken& {
-    if (id >= tokens.size()) {
-      tokens.resize(id + 1, {{}, {.type = TokenType::unused}});
-      taken.resize(id + 1);
-    }
-    return tokens[id];
-  };
-  for (const auto& [text, id] : vocab.items()) {
-    const size_t i = in.id(id, "model.vocab", limit);
-    place(i) = {text, {}};
-    if (taken[i]) throw in.error("model.vocab", "gives one id twice", std::to_string(i));
-    taken[i] = true;
-  }
+  TokenTable table(in, vocab.size() + added.size());
+  for (const auto& [text, id] : vocab.items()) table.add(id, "model.vocab", {text, {}});
   for (const json& token : added) {
     const std::string_view text = in.text(token, "content");
     if (in.flag(token, "single_word", false)) {
       throw in.error("added_tokens", "has a single_word token, which OQ does not run",
                      "'" + std::string(text) + "'");
     }
-    const size_t id = in.id(in.at(token, "id"), "added_tokens", limit);
-    place(id) = {text,
-                 {in.flag(token, "special", false) ? TokenType::special : TokenType::added,
-                  in.flag(token, "lstrip", false), in.flag(token, "rstrip", false)}};
+    table.put(in.at(token, "id"), "added_tokens",
+              {text,
+               {in.flag(token, "special", false) ? TokenType::special : TokenType::added,
+                in.flag(token, "lstrip", false), in.flag(token, "rstrip", false)}});
   }
-  return tokens;
+  return table.tokens();
 }
 
 std::vector<Merge> read_merges(const JsonReader& in, const json& model, const Vocabulary& tokens,

@@ -25,9 +25,7 @@ JsonConfig read_config(const fs::path& file) {
                  .hint = "put the .pth file of OWQ into the folder of the model that it was made "
                          "from: config.json and the tokenizer come from there"});
   }
-  auto root = read_json(path);
-  if (!root.is_object()) throw Error({.what = "is not a JSON object", .where = path.string()});
-  return {std::move(root), path.string()};
+  return {read_json_object(path), path.string()};
 }
 
 }  // namespace

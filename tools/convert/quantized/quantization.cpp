@@ -79,9 +79,7 @@ std::optional<Settings> find_settings(const Checkpoint& checkpoint) {
   for (const char* name : {"quantize_config.json", "quant_config.json"}) {
     const fs::path beside = config.parent_path() / name;
     if (!fs::exists(beside)) continue;
-    json root = read_json(beside);
-    if (!root.is_object()) throw Error({.what = "is not a JSON object", .where = beside.string()});
-    return Settings(std::move(root), beside);
+    return Settings(read_json_object(beside), beside);
   }
   return std::nullopt;
 }
