@@ -358,17 +358,19 @@ void ChatTemplate::render_from(std::span<const ChatMessage> messages, size_t fir
 
 namespace {
 
-std::vector<int32_t> encode(const Tokenizer& tokenizer, const std::vector<ChatPiece>& pieces) {
+std::vector<int32_t> encode(const Tokenizer& tokenizer, const std::vector<ChatPiece>& pieces,
+                            TextStart start) {
   std::vector<TextPiece> texts;
   for (const ChatPiece& p : pieces) texts.push_back({p.text, !p.is_message});
-  return tokenizer.encode_pieces(texts);
+  return tokenizer.encode_pieces(texts, start);
 }
 
 }  // namespace
 
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const ChatTemplate& chat,
                                  std::span<const ChatMessage> messages, bool open_answer) {
-  std::vector<int32_t> ids = encode(tokenizer, chat.render(messages, open_answer));
+  std::vector<int32_t> ids =
+      encode(tokenizer, chat.render(messages, open_answer), TextStart::begins);
   if (chat.bos_first() && tokenizer.adds_bos()) ids.insert(ids.begin(), tokenizer.bos());
   return ids;
 }
@@ -376,7 +378,7 @@ std::vector<int32_t> encode_chat(const Tokenizer& tokenizer, const ChatTemplate&
 std::vector<int32_t> encode_chat_next(const Tokenizer& tokenizer, const ChatTemplate& chat,
                                       std::span<const ChatMessage> messages, size_t answered,
                                       bool open_answer) {
-  return encode(tokenizer, chat.render_next(messages, answered, open_answer));
+  return encode(tokenizer, chat.render_next(messages, answered, open_answer), TextStart::goes_on);
 }
 
 std::vector<int32_t> chat_stop_ids(const Tokenizer& tokenizer, const ChatTemplate& chat) {

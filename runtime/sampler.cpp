@@ -81,6 +81,10 @@ Sampler::Sampler(const SamplerParams& params) : params_(params), random_(params.
   params_.check();
 }
 
+void Sampler::truncate(int64_t length) {
+  history_.resize(std::min(history_.size(), size_t(std::max<int64_t>(length, 0))));
+}
+
 void Sampler::reset() {
   history_.clear();
   random_ = Random(params_.seed);

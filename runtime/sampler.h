@@ -66,6 +66,9 @@ class Sampler {
   /// Tells the sampler what the sequence holds: every token of prompt and answer, in order.
   void accept(int32_t id) { history_.push_back(id); }
 
+  /// The sequence was cut back to its first `length` tokens, and so is the history.
+  void truncate(int64_t length);
+
   /// Forgets the history, and starts the seed's sequence again.
   void reset();
 

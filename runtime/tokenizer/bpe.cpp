@@ -22,7 +22,7 @@ Vocabulary indexed(Vocabulary tokens, const std::string& where) {
 /// One call of `encode_pieces`.
 class BpeTokenizer::Encoder {
  public:
-  explicit Encoder(const BpeTokenizer& t) : t_(t) {}
+  Encoder(const BpeTokenizer& t, TextStart start) : t_(t), start_(start) {}
 
   std::vector<int32_t> ids;
 
@@ -58,13 +58,15 @@ class BpeTokenizer::Encoder {
   }
 
   bool wants_space(std::string_view text) const {
+    const bool first = ids.empty();  // whatever stood before has left its ids
+    if (first && start_ == TextStart::goes_on) return false;
     switch (t_.prefix_space_) {
       case PrefixSpace::never:
         return false;
       case PrefixSpace::missing:
         return text[0] != ' ';
       case PrefixSpace::first:
-        return text[0] != ' ' && ids.empty();  // whatever stood before has left its ids
+        return text[0] != ' ' && first;
       case PrefixSpace::always:
         return true;
     }
@@ -120,6 +122,7 @@ class BpeTokenizer::Encoder {
   }
 
   const BpeTokenizer& t_;
+  TextStart start_;
   std::string normalized_, unmarked_, prefixed_;  ///< the text in its later forms
   std::vector<std::string_view> words_;
   std::unordered_map<std::string_view, Range> seen_;  ///< where in `ids` a word's tokens stand
@@ -177,8 +180,9 @@ void BpeTokenizer::find_bytes(int32_t unk, const std::string& where) {
   }
 }
 
-std::vector<int32_t> BpeTokenizer::encode_pieces(std::span<const TextPiece> pieces) const {
-  Encoder encoder(*this);
+std::vector<int32_t> BpeTokenizer::encode_pieces(std::span<const TextPiece> pieces,
+                                                 TextStart start) const {
+  Encoder encoder(*this, start);
   added_.split(
       pieces, [&](std::string_view text) { encoder.text(text); },
       [&](int32_t id) { encoder.ids.push_back(id); });

@@ -24,7 +24,8 @@ class BpeTokenizer final : public Tokenizer {
   /// Throws oq::Error naming `where`. PRECOND: data.kind is bpe.
   BpeTokenizer(TokenizerData data, const std::string& where);
 
-  std::vector<int32_t> encode_pieces(std::span<const TextPiece> pieces) const override;
+  std::vector<int32_t> encode_pieces(std::span<const TextPiece> pieces,
+                                     TextStart start) const override;
   std::string token_bytes(int32_t id) const override;
   int32_t vocab_size() const override { return tokens_.size(); }
   std::string token_name(int32_t id) const override;

@@ -17,10 +17,26 @@ std::string byte_piece(int byte) {
   return text;
 }
 
+std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_of(const SentencePieceModel& model,
+                                                                    const std::string& where) {
+  auto processor = std::make_unique<sentencepiece::SentencePieceProcessor>();
+  std::string problem;
+  try {
+    const auto status = processor->LoadFromSerializedProto(model.serialize());
+    if (!status.ok()) problem = status.ToString();
+  } catch (const std::exception& e) {
+    problem = e.what();
+  }
+  if (problem.empty()) return processor;
+  throw Error({.what = "sentencepiece refuses the model: " + problem,
+               .where = where,
+               .hint = "the file is damaged, or its vocabulary contradicts itself"});
+}
+
 }  // namespace
 
 SentencePieceTokenizer::SentencePieceTokenizer(const TokenizerData& data, const std::string& where)
-    : processor_(std::make_unique<sentencepiece::SentencePieceProcessor>()), extra_(data.tokens) {
+    : extra_(data.tokens) {
   const SentencePieceModel model = SentencePieceModel::parse(data.model, where);
   load(model, where);
   model_size_ = int32_t(model.pieces.size());
@@ -50,43 +66,40 @@ void SentencePieceTokenizer::load(const SentencePieceModel& model, const std::st
   adds_space_ = model.add_dummy_prefix;
   // The library would put the prefix before every run of valid UTF-8, and not only before the
   // first. Where it also squeezes spaces, only it can do both.
-  SentencePieceModel checked = model;
   prefix_is_ours_ = model.add_dummy_prefix && !model.remove_extra_whitespaces &&
                     !model.treat_whitespace_as_suffix;
-  if (prefix_is_ours_) checked.add_dummy_prefix = false;
-  std::string problem;
-  try {
-    const auto status = processor_->LoadFromSerializedProto(checked.serialize());
-    if (!status.ok()) problem = status.ToString();
-  } catch (const std::exception& e) {
-    problem = e.what();
-  }
-  if (!problem.empty()) {
-    throw Error({.what = "sentencepiece refuses the model: " + problem,
-                 .where = where,
-                 .hint = "the file is damaged, or its vocabulary contradicts itself"});
-  }
+  SentencePieceModel without = model;
+  without.add_dummy_prefix = false;
+  processor_ = processor_of(prefix_is_ours_ ? without : model, where);
+  // A suffix stands at a text's end, whatever is before it.
+  const bool squeezes = model.add_dummy_prefix && !model.treat_whitespace_as_suffix;
+  if (squeezes && !prefix_is_ours_) going_on_ = processor_of(without, where);
 }
 
-std::vector<int32_t> SentencePieceTokenizer::encode_pieces(
-    std::span<const TextPiece> pieces) const {
+std::vector<int32_t> SentencePieceTokenizer::encode_pieces(std::span<const TextPiece> pieces,
+                                                           TextStart start) const {
   std::vector<int32_t> ids;
-  added_.split(
-      pieces, [&](std::string_view text) { encode_part(text, ids); },
-      [&](int32_t id) { ids.push_back(id); });
+  const auto part = [&](std::string_view text) {  // behind a token, a text begins
+    encode_part(text, ids.empty() ? start : TextStart::begins, ids);
+  };
+  added_.split(pieces, part, [&](int32_t id) { ids.push_back(id); });
   return ids;
 }
 
-void SentencePieceTokenizer::encode_part(std::string_view text, std::vector<int32_t>& ids) const {
+void SentencePieceTokenizer::encode_part(std::string_view text, TextStart start,
+                                         std::vector<int32_t>& ids) const {
   std::string prefixed;
-  if (prefix_is_ours_) {
+  if (prefix_is_ours_ && start == TextStart::begins) {
     prefixed.append(" ").append(text);
     text = prefixed;
   }
+  // Where the library squeezes spaces, one at the front is what it takes the prefix for.
+  const bool goes_on = start == TextStart::goes_on && going_on_ && !text.starts_with(' ');
+  const Processor& processor = goes_on ? *going_on_ : *processor_;
   std::vector<int> run;
   while (!text.empty()) {
     const size_t valid = valid_utf8(text);
-    const auto status = processor_->Encode({text.data(), valid}, &run);
+    const auto status = processor.Encode({text.data(), valid}, &run);
     if (!status.ok()) throw Error({.what = "sentencepiece failed: " + status.ToString()});
     ids.insert(ids.end(), run.begin(), run.end());
     text.remove_prefix(valid);

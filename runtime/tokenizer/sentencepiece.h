@@ -17,26 +17,30 @@ namespace oq {
 /// with the tokens that a checkpoint adds behind its pieces.
 ///
 /// A text is cut at added and special tokens first. Each part between them gets the model's dummy
-/// prefix, as Meta's and Hugging Face's LLaMA tokenizers do it. Bytes that are not UTF-8 become
-/// byte pieces where the model has them, and the unknown piece elsewhere. U+2581 in a text comes
-/// back as a space: the model cannot tell them apart.
+/// prefix, as Meta's and Hugging Face's LLaMA tokenizers do it; the first does not where it goes on
+/// a text. Bytes that are not UTF-8 become byte pieces where the model has them, and the unknown
+/// piece elsewhere. U+2581 in a text comes back as a space: the model cannot tell them apart.
 class SentencePieceTokenizer final : public Tokenizer {
  public:
   /// Throws oq::Error naming `where`. PRECOND: data.kind is sentencepiece.
   SentencePieceTokenizer(const TokenizerData& data, const std::string& where);
   ~SentencePieceTokenizer() override;
 
-  std::vector<int32_t> encode_pieces(std::span<const TextPiece> pieces) const override;
+  std::vector<int32_t> encode_pieces(std::span<const TextPiece> pieces,
+                                     TextStart start) const override;
   std::string token_bytes(int32_t id) const override;
   int32_t vocab_size() const override { return model_size_ + extra_.size(); }
   std::string token_name(int32_t id) const override;
   int32_t find_token(std::string_view name) const override;
 
  private:
-  void load(const SentencePieceModel& model, const std::string& where);
-  void encode_part(std::string_view text, std::vector<int32_t>& ids) const;
+  using Processor = sentencepiece::SentencePieceProcessor;
 
-  std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
+  void load(const SentencePieceModel& model, const std::string& where);
+  void encode_part(std::string_view text, TextStart start, std::vector<int32_t>& ids) const;
+
+  std::unique_ptr<Processor> processor_;
+  std::unique_ptr<Processor> going_on_;  ///< the same without prefix, where it is the library's
   int32_t model_size_ = 0;
   Vocabulary extra_;  ///< ids from model_size_ on
   AddedTokens added_;

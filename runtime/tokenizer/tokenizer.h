@@ -20,6 +20,10 @@ struct TextPiece {
   bool parse_special = false;
 };
 
+/// What stands before a text: nothing, or a text that has its ids already. A space that a
+/// vocabulary wants before a text does not stand before one that goes on.
+enum class TextStart { begins, goes_on };
+
 /// Text to token ids and back. Immutable after loading: any number of threads may use one.
 class Tokenizer {
  public:
@@ -31,12 +35,14 @@ class Tokenizer {
   ///
   /// Any bytes are a text. Byte-level vocabularies with all 256 bytes, and sentencepiece ones with
   /// byte pieces, give them all back in `decode`, whether they are UTF-8 or not.
-  virtual std::vector<int32_t> encode_pieces(std::span<const TextPiece> pieces) const = 0;
+  virtual std::vector<int32_t> encode_pieces(std::span<const TextPiece> pieces,
+                                             TextStart start = TextStart::begins) const = 0;
 
   /// The same for one piece.
-  std::vector<int32_t> encode(std::string_view text, bool parse_special) const {
+  std::vector<int32_t> encode(std::string_view text, bool parse_special,
+                              TextStart start = TextStart::begins) const {
     const TextPiece piece{text, parse_special};
-    return encode_pieces({&piece, 1});
+    return encode_pieces({&piece, 1}, start);
   }
 
   /// The bytes that a token stands for where it goes on a text: a part of a character, perhaps.

@@ -134,6 +134,13 @@ TEST_CASE("prefix space and ignore_merges") {
   CHECK(make(data)->encode("<s>a", true) == Ids{262, 'a'});
   data.prefix_space = oq::PrefixSpace::always;
   CHECK(make(data)->encode(" a<s>a", true) == Ids{' ', 260, 262, 260});
+  for (const auto space : {oq::PrefixSpace::missing, oq::PrefixSpace::always}) {
+    data.prefix_space = space;  // no space in the middle of a text
+    CHECK(make(data)->encode("a<s>a", true, oq::TextStart::goes_on) == Ids{'a', 262, 260});
+    CHECK(make(data)->encode(" b", true, oq::TextStart::goes_on) == Ids{' ', 'b'});
+  }
+  data.prefix_space = oq::PrefixSpace::first;
+  CHECK(make(data)->encode("a<s>a", true, oq::TextStart::goes_on) == Ids{'a', 262, 'a'});
   data = oq::test::small_bpe();
   data.tokens.add("cab", {});  // no merge makes it
   CHECK(make(data)->encode("cab", false) == Ids{'c', 256});

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "runtime/tokenizer/utf8.h"
+#include "tests/tokenizer/small_sentencepiece.h"
 #include "tests/tokenizer/vocabularies.h"
 #include "tools/convert/json.h"
 
@@ -14,6 +15,7 @@ using nlohmann::json;
 using oq::ChatMessage;
 using oq::ChatRole;
 using oq::ChatTemplate;
+using oq::PrefixSpace;
 
 std::vector<ChatMessage> messages_of(const json& list) {
   std::vector<ChatMessage> messages;
@@ -31,6 +33,31 @@ std::string text_of(const std::vector<oq::ChatPiece>& pieces) {
   std::string text;
   for (const auto& p : pieces) text += p.text;
   return text;
+}
+
+/// A cache that is fed turn by turn, as the REPL does it, holds the ids of the conversation, in
+/// every template.
+void check_turns(const oq::Tokenizer& tokenizer) {
+  const std::vector<ChatMessage> talk = {{ChatRole::user, "abc aab"},
+                                         {ChatRole::assistant, "11 abc"},
+                                         {ChatRole::user, "aaaa"},
+                                         {ChatRole::assistant, "aab"},
+                                         {ChatRole::user, "bab"}};
+  for (const std::string_view name : ChatTemplate::names()) {
+    CAPTURE(std::string(name));
+    const ChatTemplate& chat = ChatTemplate::named(name);
+    auto ids = oq::encode_chat(tokenizer, chat, {talk.data(), 1}, true);
+    const auto feed = [&](const std::vector<int32_t>& more) {
+      ids.insert(ids.end(), more.begin(), more.end());
+    };
+    for (size_t answered = 1; answered < talk.size(); answered += 2) {
+      const std::string answer = std::string(chat.answer_lead()) + talk[answered].text;
+      feed(tokenizer.encode(answer, false, oq::TextStart::goes_on));
+      const std::span<const ChatMessage> so_far(talk.data(), answered + 2);
+      feed(oq::encode_chat_next(tokenizer, chat, so_far, answered, true));
+      CHECK(ids == oq::encode_chat(tokenizer, chat, so_far, true));
+    }
+  }
 }
 
 std::string trimmed(std::string_view s) {
@@ -125,14 +152,29 @@ TEST_CASE("ids of turns one by one are the ids of the whole") {
   auto data = oq::test::small_bpe();
   data.tokens.add("<|im_start|>", {.type = oq::TokenType::special});
   data.tokens.add("<|im_end|>", {.type = oq::TokenType::special});
-  const auto tokenizer = oq::make_tokenizer(std::move(data), "test");
-  const ChatTemplate& chat = ChatTemplate::named("smollm");
-  const std::vector<ChatMessage> talk = {
-      {ChatRole::user, "abc aab"}, {ChatRole::assistant, "11 abc"}, {ChatRole::user, "aaaa"}};
-  auto ids = oq::encode_chat(*tokenizer, chat, {talk.data(), 1}, true);
-  for (const int32_t id : tokenizer->encode("11 abc", false)) ids.push_back(id);
-  for (const int32_t id : oq::encode_chat_next(*tokenizer, chat, talk, 1, true)) ids.push_back(id);
-  CHECK(ids == oq::encode_chat(*tokenizer, chat, talk, true));
+  for (const auto prefix :
+       {PrefixSpace::never, PrefixSpace::missing, PrefixSpace::first, PrefixSpace::always}) {
+    data.prefix_space = prefix;
+    check_turns(*oq::make_tokenizer(data, "test"));
+  }
+  auto model = oq::test::data_of(oq::test::small_sentencepiece());
+  model.bos = 1;
+  model.adds_bos = true;
+  check_turns(*oq::make_tokenizer(model, "test"));
+  model.tokens.add("<|im_start|>", {.type = oq::TokenType::special});
+  model.tokens.add("<|im_end|>", {.type = oq::TokenType::special});
+  check_turns(*oq::make_tokenizer(model, "test"));
+}
+
+TEST_SUITE("data") {
+  TEST_CASE("ids of turns one by one are the ids of the whole, in real vocabularies") {
+    for (const char* name : {"llama2", "llama2-gguf", "mixtral", "mistral", "metaspace"}) {
+      auto data = oq::test::vocabulary(name);
+      if (!data) continue;
+      CAPTURE(name);
+      check_turns(*oq::make_tokenizer(std::move(*data), name));
+    }
+  }
 }
 
 TEST_CASE("BOS goes before the templates that are only text") {

@@ -132,6 +132,11 @@ TEST_CASE("the penalty is CTRL's, once for each token in the window") {
   CHECK(sampler.sample(logits) == 1);
   sampler.accept(0);  // the window forgets 1
   CHECK(sampler.sample(logits) == 1);
+  sampler.truncate(5);  // more than there are
+  sampler.truncate(2);  // 1 and 1
+  CHECK(sampler.sample(logits) == 0);
+  sampler.truncate(0);
+  CHECK(sampler.sample(logits) == 1);
   Sampler negative({.temperature = 0, .repeat_penalty = 2});
   negative.accept(0);
   CHECK(negative.sample(std::vector<float>{-1.0f, -1.5f}) == 1);

@@ -4,8 +4,8 @@
 
 #include <doctest/doctest.h>
 
-#include "runtime/tokenizer/sentencepiece_model.h"
 #include "tests/tokenizer/real_vocabularies.h"
+#include "tests/tokenizer/small_sentencepiece.h"
 #include "tests/tokenizer/vocabularies.h"
 #include "tools/convert/json.h"
 
@@ -13,33 +13,9 @@ namespace {
 
 using oq::SentencePieceModel;
 using oq::TokenizerData;
+using oq::test::data_of;
+using oq::test::small_sentencepiece;
 using Ids = std::vector<int32_t>;
-
-/// <unk> <s> </s>, 256 bytes from 3 on, then from 259 on: pieces with falling scores.
-SentencePieceModel small_model() {
-  SentencePieceModel m;
-  m.algorithm = SentencePieceModel::bpe;
-  m.byte_fallback = true;
-  m.remove_extra_whitespaces = false;
-  m.pieces = {{"<unk>", 0, SentencePieceModel::unknown},
-              {"<s>", 0, SentencePieceModel::control},
-              {"</s>", 0, SentencePieceModel::control}};
-  for (int b = 0; b < 256; ++b) {
-    char text[8];
-    std::snprintf(text, sizeof(text), "<0x%02X>", unsigned(b));
-    m.pieces.push_back({text, 0, SentencePieceModel::byte});
-  }
-  float score = 0;
-  for (const char* p : {"\u2581a", "ab", "\u2581", "a", "b"}) m.pieces.push_back({p, --score});
-  return m;
-}
-
-TokenizerData data_of(const SentencePieceModel& model) {
-  TokenizerData d;
-  d.kind = TokenizerData::Kind::sentencepiece;
-  d.model = model.serialize();
-  return d;
-}
 
 std::unique_ptr<oq::Tokenizer> make(const SentencePieceModel& model) {
   return oq::make_tokenizer(data_of(model), "test");
@@ -48,7 +24,7 @@ std::unique_ptr<oq::Tokenizer> make(const SentencePieceModel& model) {
 }  // namespace
 
 TEST_CASE("a small model encodes, and its bytes come back") {
-  const auto t = make(small_model());
+  const auto t = make(small_sentencepiece());
   CHECK(t->encode("ab", false) == Ids{259, 263});  // "_a" ranks before "ab"
   CHECK(t->encode("bab", false) == Ids{261, 263, 260});
   CHECK(t->encode("\xC3\xA9", false) == Ids{261, 3 + 0xC3, 3 + 0xA9});
@@ -71,8 +47,23 @@ TEST_CASE("a small model encodes, and its bytes come back") {
   }
 }
 
+TEST_CASE("a text that goes on gets no space before it, one behind a token does") {
+  const auto goes_on = oq::TextStart::goes_on;
+  SentencePieceModel model = small_sentencepiece();
+  CHECK(make(model)->encode("ab", false, goes_on) == Ids{260});
+  CHECK(make(model)->encode(" a", false, goes_on) == Ids{259});
+  CHECK(make(model)->encode(" ", false, goes_on) == Ids{261});
+  CHECK(make(model)->encode("b</s>b", true, goes_on) == Ids{263, 2, 261, 263});
+  CHECK(make(model)->encode("</s>b", true, goes_on) == Ids{2, 261, 263});
+  model.remove_extra_whitespaces = true;  // then it is the library's space
+  CHECK(make(model)->encode("ab", false) == Ids{259, 263});
+  CHECK(make(model)->encode("ab", false, goes_on) == Ids{260});
+  CHECK(make(model)->encode("  a", false, goes_on) == Ids{259});
+  CHECK(make(model)->encode("b</s>b", true, goes_on) == Ids{263, 2, 261, 263});
+}
+
 TEST_CASE("special tokens of the model and behind it") {
-  TokenizerData data = data_of(small_model());
+  TokenizerData data = data_of(small_sentencepiece());
   data.tokens.add("<|im_end|>", {.type = oq::TokenType::special});
   data.tokens.add("<tag>", {.type = oq::TokenType::added});
   const auto t = oq::make_tokenizer(data, "test");
@@ -85,14 +76,14 @@ TEST_CASE("special tokens of the model and behind it") {
 }
 
 TEST_CASE("without byte pieces, what is unknown is unknown") {
-  SentencePieceModel m = small_model();
+  SentencePieceModel m = small_sentencepiece();
   m.byte_fallback = false;
   m.pieces.erase(m.pieces.begin() + 3, m.pieces.begin() + 259);
   CHECK(make(m)->encode("a\xFF", false) == Ids{3, 0});
 }
 
 TEST_CASE("a model is what it was after its bytes") {
-  const SentencePieceModel m = small_model();
+  const SentencePieceModel m = small_sentencepiece();
   const std::string bytes = m.serialize();
   const SentencePieceModel back = SentencePieceModel::parse(bytes, "test");
   CHECK(back.serialize() == bytes);
@@ -101,7 +92,7 @@ TEST_CASE("a model is what it was after its bytes") {
 }
 
 TEST_CASE("a model cut anywhere is refused or is another model, and nothing crashes") {
-  TokenizerData data = data_of(small_model());
+  TokenizerData data = data_of(small_sentencepiece());
   const std::string bytes = data.model;
   size_t refused = 0;
   for (size_t n = 0; n < bytes.size(); ++n) {
@@ -117,7 +108,7 @@ TEST_CASE("a model cut anywhere is refused or is another model, and nothing cras
 }
 
 TEST_CASE("a model with a wrong byte anywhere is refused or is another model") {
-  TokenizerData data = data_of(small_model());
+  TokenizerData data = data_of(small_sentencepiece());
   const std::string bytes = data.model;
   size_t survived = 0;
   for (size_t n = 0; n < bytes.size(); ++n) {
@@ -137,7 +128,7 @@ TEST_CASE("a model with a wrong byte anywhere is refused or is another model") {
 
 TEST_CASE("models that cannot be are refused") {
   const auto refused = [](auto change) {
-    SentencePieceModel m = small_model();
+    SentencePieceModel m = small_sentencepiece();
     change(m);
     CHECK_THROWS_AS(make(m), oq::Error);
   };
@@ -157,15 +148,15 @@ TEST_CASE("models that cannot be are refused") {
   CHECK_THROWS_AS(SentencePieceModel::parse("\x0B", "test"), oq::Error);  // a group
   // A normalizer with a character map: field 3 of the model holds field 2.
   CHECK_THROWS_WITH_AS(
-      SentencePieceModel::parse(small_model().serialize() + "\x1A\x05\x12\x03map", "test"),
+      SentencePieceModel::parse(small_sentencepiece().serialize() + "\x1A\x05\x12\x03map", "test"),
       doctest::Contains("normalizer"), oq::Error);
 }
 
 TEST_CASE("a GGUF vocabulary becomes the model it came from") {
-  const std::string bytes = oq::test::sentencepiece_gguf(small_model().serialize());
+  const std::string bytes = oq::test::sentencepiece_gguf(small_sentencepiece().serialize());
   const oq::convert::GgufFile gguf(std::as_bytes(std::span(bytes)), "test");
   const TokenizerData data = oq::convert::import_gguf_tokenizer(gguf);
-  CHECK(data.model == small_model().serialize());
+  CHECK(data.model == small_sentencepiece().serialize());
   CHECK(data.bos == 1);
   CHECK(data.adds_bos);
   CHECK(data.stop_ids == Ids{2});

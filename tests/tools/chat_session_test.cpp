@@ -3,6 +3,7 @@
 
 #include "tools/run/chat_session.h"
 
+#include "tests/tokenizer/small_sentencepiece.h"
 #include "tests/tools/tools.h"
 
 using namespace oq;
@@ -12,10 +13,11 @@ namespace {
 
 const Generator::Show kSilent = [](std::string_view) {};
 
-/// A model that never stops, its tokenizer, and a greedy session in a context of 128 positions.
+/// A model that never stops, its tokenizer, and a greedy session in a context of 128 positions. Its
+/// sampler looks at everything that it thinks was said.
 struct Chat {
-  explicit Chat(std::string system = {}, int64_t context = 128)
-      : decoder(file, make_cpu_backend(1), {.context = context, .max_rows = 16}),
+  explicit Chat(std::string system = {}, int64_t context = 128, int64_t rows = 16)
+      : decoder(file, make_cpu_backend(1), {.context = context, .max_rows = rows}),
         session(decoder, *tokenizer, sampler, chat, std::move(system), {},
                 [this](int64_t turns) { drops.push_back(turns); }) {}
 
@@ -25,6 +27,7 @@ struct Chat {
   /// Greedy tokens after `prompt` in an empty cache, and the hash of the last logits.
   Answer fresh(std::span<const int32_t> prompt, int64_t max_tokens) {
     decoder.truncate(0);
+    sampler.reset();
     Generator generator(decoder, *tokenizer, sampler, {}, {});
     return generator.run(prompt, max_tokens, kSilent, interrupted);
   }
@@ -41,7 +44,7 @@ struct Chat {
   std::shared_ptr<const File> file = File::open(models().endless);
   std::unique_ptr<Tokenizer> tokenizer = Tokenizer::load(*file);
   const ChatTemplate& chat = ChatTemplate::named("chatml");
-  Sampler sampler{{.temperature = 0}};
+  Sampler sampler{{.temperature = 0, .repeat_penalty = 1.5, .repeat_window = 1000}};
   Decoder decoder;
   std::vector<int64_t> drops;
   std::atomic<bool> interrupted{false};
@@ -166,4 +169,81 @@ TEST_CASE("interrupted while the kept turns are fed, nothing is forgotten") {
   const Answer next = chat.say("and", 4);  // all of it is fed again
   Chat other;
   CHECK(next.tokens == other.fresh(other.encode(chat.asked()), 4).tokens);
+}
+
+TEST_CASE("interrupted before the answer begins, the sampler forgets the question too") {
+  Chat chat({}, 256, 256), undisturbed({}, 256, 256);  // a question in one step: fed, then left
+  for (Chat* c : {&chat, &undisturbed}) c->say("the dog", 12);
+  const Answer expected = undisturbed.say("and", 12);
+  chat.interrupted = true;
+  const Answer none = chat.say(expected.text, 12);  // the tokens that it should say next
+  CHECK(none.ending == Ending::interrupted);
+  CHECK(none.tokens.empty());
+  chat.interrupted = false;
+  CHECK(chat.say("and", 12).tokens == expected.tokens);
+}
+
+namespace {
+
+/// Sentencepiece with a space before a text, where many tokens begin with one.
+std::unique_ptr<Tokenizer> spaced_tokenizer() {
+  SentencePieceModel model = small_sentencepiece();
+  for (char c = 'A'; c <= 'Z'; ++c) {
+    model.pieces.push_back({std::string("\xE2\x96\x81") + c, -float(model.pieces.size())});
+  }
+  return make_tokenizer(data_of(model), "test");
+}
+
+/// The first token of a space and a letter that no token before it has; the end where there is
+/// none.
+size_t find_cut(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
+  std::string before;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const std::string bytes = tokenizer.token_bytes(ids[i]);
+    if (bytes.size() == 2 && before.find(bytes[1]) == std::string::npos) return i;
+    before += bytes;
+  }
+  return ids.size();
+}
+
+}  // namespace
+
+TEST_CASE("a stop string that cuts a token leaves what is before it, and no more") {
+  const auto tokenizer = spaced_tokenizer();
+  const auto file = File::open(models().endless);
+  const ChatTemplate& chat = ChatTemplate::named("plain");
+  const std::atomic<bool> interrupted{false};
+  size_t cuts = 0;
+  for (char letter = 'a'; letter <= 'z' && cuts < 4; ++letter) {
+    Decoder decoder(file, make_cpu_backend(1), {.context = 256, .max_rows = 16});
+    Sampler sampler({.temperature = 0, .repeat_penalty = 1.5, .repeat_window = 1000});
+    const std::vector<ChatMessage> asked = {{ChatRole::user, std::string(1, letter)}};
+    auto held = encode_chat(*tokenizer, chat, asked, true);
+    const auto fresh = [&](std::span<const int32_t> ids) {
+      decoder.truncate(0);
+      sampler.reset();
+      return Generator(decoder, *tokenizer, sampler, {}, {}).run(ids, 24, kSilent, interrupted);
+    };
+    const auto ids = fresh(held).tokens;
+    const size_t cut = find_cut(*tokenizer, ids);
+    if (cut == ids.size()) continue;
+    ++cuts;
+
+    const std::string stop = tokenizer->token_bytes(ids[cut]).substr(1);
+    ChatSession session(decoder, *tokenizer, sampler, chat, "", {stop});
+    const Answer answer = session.say(asked[0].text, 24, kSilent, interrupted);
+    CHECK(answer.ending == Ending::stop_string);
+    REQUIRE(answer.tokens.size() == cut + 1);
+    held.insert(held.end(), ids.begin(), ids.begin() + std::ptrdiff_t(cut));
+    held.push_back(tokenizer->find_token("\xE2\x96\x81"));  // the space, once
+    CHECK(decoder.length() == int64_t(held.size()));
+
+    auto messages = session.messages();
+    messages.push_back({ChatRole::user, "ab"});
+    const auto next = encode_chat_next(*tokenizer, chat, messages, 1, true);
+    held.insert(held.end(), next.begin(), next.end());
+    const Answer second = session.say("ab", 1, kSilent, interrupted);
+    CHECK(second.tokens[0] == fresh(held).tokens[0]);
+  }
+  CHECK(cuts == 4);
 }

@@ -42,6 +42,12 @@ void ChatSession::set_system(std::string text) {
   reset();
 }
 
+/// The cache and what the sampler knows of it.
+void ChatSession::truncate(int64_t length) {
+  decoder_.truncate(length);
+  sampler_.truncate(length);
+}
+
 /// What to feed for the question that was just added, so that an answer has room.
 std::vector<int32_t> ChatSession::next_prompt(int64_t max_tokens) {
   std::vector<int32_t> prompt =
@@ -54,7 +60,7 @@ std::vector<int32_t> ChatSession::next_prompt(int64_t max_tokens) {
   if (left >= std::max<int64_t>(wanted, 1)) return prompt;
   std::vector<int32_t> kept = drop_turns({});
   if (!kept.empty()) {
-    decoder_.truncate(0);
+    truncate(0);
     return kept;
   }
   if (left >= 1) return prompt;  // nothing to forget: the answer has to do with what is left
@@ -95,9 +101,11 @@ void ChatSession::keep_answer(const Answer& answer) {
     kept += bytes;
     ++tokens;
   }
-  decoder_.truncate(start + tokens);
-  const auto rest = tokenizer_.encode(std::string_view(answer.text).substr(kept.size()), false);
+  truncate(start + tokens);
+  const auto rest = tokenizer_.encode(std::string_view(answer.text).substr(kept.size()), false,
+                                      TextStart::goes_on);
   if (!rest.empty()) decoder_.append(rest);
+  for (int32_t id : rest) sampler_.accept(id);
 }
 
 Answer ChatSession::say(std::string text, int64_t max_tokens, const Generator::Show& show,
@@ -107,7 +115,7 @@ Answer ChatSession::say(std::string text, int64_t max_tokens, const Generator::S
   const auto restore = [&] {
     const bool dropped = messages_.size() != before.size() + 1;
     messages_ = before;
-    decoder_.truncate(dropped || decoder_.length() < length ? 0 : length);
+    truncate(dropped || decoder_.length() < length ? 0 : length);
   };
   messages_.push_back({ChatRole::user, std::move(text)});
   try {

@@ -46,6 +46,7 @@ class ChatSession {
   std::vector<int32_t> next_prompt(int64_t max_tokens);
   std::vector<int32_t> drop_turns(std::span<const int32_t> answer);
   void keep_answer(const Answer& answer);
+  void truncate(int64_t length);
 
   Decoder& decoder_;
   const Tokenizer& tokenizer_;

@@ -84,7 +84,10 @@ bool Generator::feed_prompt(std::span<const int32_t> prompt, const std::atomic<b
       break;
     }
   }
-  if (whole) decoder_.logits();  // the prompt's time ends when they are there
+  if (whole) {
+    decoder_.logits();  // the prompt's time ends when they are there
+    for (int32_t id : prompt) sampler_.accept(id);
+  }
   stats.prompt_tokens += int64_t(prompt.size());
   stats.prompt_seconds += since(start);
   return whole;
@@ -96,6 +99,7 @@ bool Generator::has_room(const Answer& answer, const std::atomic<bool>& interrup
   const std::vector<int32_t> kept = make_room ? make_room(answer.tokens) : std::vector<int32_t>();
   if (kept.empty()) return false;
   decoder_.truncate(0);
+  sampler_.truncate(0);
   return feed_prompt(kept, interrupted, stats);
 }
 
@@ -107,8 +111,6 @@ Answer Generator::run(std::span<const int32_t> prompt, int64_t max_tokens, const
     answer.ending = Ending::interrupted;
     return answer;
   }
-  for (int32_t id : prompt) sampler_.accept(id);
-
   StopStrings stops(stop_strings_);
   Utf8Stream shown;
   const auto emit = [&](const std::string& bytes) {

@@ -56,15 +56,15 @@ class Generator {
         stop_ids_(std::move(stop_ids)),
         stop_strings_(std::move(stop_strings)) {}
 
-  /// Appends `prompt` to sequence 0 and answers with at most `max_tokens` tokens (-1: until the
-  /// context is full and `make_room` makes none). Ends early when `interrupted` becomes true:
-  /// between two tokens, or between two steps of the prompt, which is then forgotten: with what
-  /// `make_room` gave, all of it.
+  /// Appends `prompt` to sequence 0, whose tokens so far the sampler knows, and answers with at
+  /// most `max_tokens` tokens (-1: until the context is full and `make_room` makes none). Ends
+  /// early when `interrupted` becomes true: between two tokens, or between two steps of the prompt,
+  /// which is then forgotten: with what `make_room` gave, all of it.
   Answer run(std::span<const int32_t> prompt, int64_t max_tokens, const Show& show,
              const std::atomic<bool>& interrupted, const MakeRoom& make_room = {});
 
  private:
-  /// False, and nothing of it in the cache, when interrupted on the way.
+  /// Tells the sampler too. False, and nothing of it in the cache, when interrupted on the way.
   bool feed_prompt(std::span<const int32_t> prompt, const std::atomic<bool>& interrupted,
                    RunStats& stats);
   /// Whether the cache has a place for one more token, perhaps after `make_room`. False leaves it
