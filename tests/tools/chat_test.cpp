@@ -135,7 +135,7 @@ TEST_CASE("--chat -p answers one message, in the template that is asked for") {
     return oq_json("run", args);
   };
   const auto own = answer({});
-  CHECK(own == own);
+  CHECK(answer({})["tokens"] == own["tokens"]);
   CHECK(answer({"--template", "chatml"})["tokens"] == own["tokens"]);
   const auto llama2 = answer({"--template", "llama2"});
   CHECK(llama2["prompt_tokens"] != own["prompt_tokens"]);
