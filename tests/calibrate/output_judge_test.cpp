@@ -130,7 +130,8 @@ TEST_CASE("auto leaves learned codes only for what brings predictions closer to 
       make_method(o)->quantize(job);
       return job.weights();
     };
-    const BlockWeights learned = made_by(o.scheme.five_levels ? "abq" : "omniquant");
+    const bool abq = o.scheme.activation_bits < 16 || o.scheme.five_levels;
+    const BlockWeights learned = made_by(abq ? "abq" : "omniquant");
     const BlockWeights together = made_by("auto");
     bool same = true;
     for (const auto& [name, l] : learned.linears) {
