@@ -12,11 +12,10 @@ InputMaxima observe_inputs(BlockJob& job) {
   InputMaxima inputs;
   job.observe(
       [&](const std::vector<std::string>& group, const float* x, int64_t rows, int64_t cols) {
-        for (const std::string& name : group) {
-          std::vector<float>& largest = inputs[name];
-          largest.resize(size_t(cols));
-          update_channel_max({x, size_t(rows * cols)}, largest);
-        }
+        std::vector<float>& largest = inputs[group.front()];
+        largest.resize(size_t(cols));
+        update_channel_max({x, size_t(rows * cols)}, largest);
+        for (const std::string& name : group) inputs[name] = largest;
       });
   return inputs;
 }

@@ -35,9 +35,10 @@ class CudaSteps {
     cuda::Graph graph;
   };
 
-  cuda::Stream& stream_;
+  /// Makes the step's graph of what was recorded. False: see `end`.
   bool finish(Step& step);
 
+  cuda::Stream& stream_;
   bool captures_;
   std::map<std::vector<int>, Step> steps_;  ///< by shape
   Step* now_ = nullptr;

@@ -35,6 +35,7 @@ std::vector<std::string_view> method_names();
 /// The methods that read a flag of oq-calibrate ("--damp"); none where it is not for methods to
 /// say. --text and its windows are not: any method may be given them, as may smoothing before it.
 std::vector<std::string_view> readers(std::string_view flag);
+/// Whether a method is one of these.
 bool reads(std::string_view method, std::string_view flag);
 /// What to change where a method's block has an output that is not finite.
 std::string remedy(std::string_view method);
