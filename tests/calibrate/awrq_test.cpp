@@ -5,7 +5,6 @@
 #include <doctest/doctest.h>
 
 #include "format/error.h"
-#include "kernels/reference/ops.h"
 #include "tests/calibrate/problem.h"
 #include "tools/calibrate/smoothing.h"
 #include "tools/calibrate/solver/gptq.h"
@@ -13,15 +12,14 @@
 namespace oq::calibrate {
 namespace {
 
+using test::on_grid;
 using test::Plain;
 using test::Problem;
 
 Moments quantized_moments(ThreadPool& pool, const Problem& p, int bits, bool per_tensor) {
   MomentAccumulator sums(p.w.cols(), true);
   for (const auto& x : p.windows) {
-    auto quantized = x;
-    quantize_activations(pool, quantized, p.w.cols(), bits, per_tensor);
-    sums.add(pool, x, quantized);
+    sums.add(pool, x, on_grid(pool, x, p.w.cols(), {.bits = bits, .per_tensor = per_tensor}));
   }
   return std::move(sums).finish();
 }
@@ -59,8 +57,7 @@ double output_error(ThreadPool& pool, const Problem& p, const Matrix& q, int bit
   double sum = 0;
   const auto cols = size_t(p.w.cols());
   for (const auto& x : p.windows) {
-    auto quantized = x;
-    quantize_activations(pool, quantized, p.w.cols(), bits, per_tensor);
+    const auto quantized = on_grid(pool, x, p.w.cols(), {.bits = bits, .per_tensor = per_tensor});
     for (size_t t = 0; t < x.size() / cols; ++t) {
       for (int64_t r = 0; r < q.rows(); ++r) {
         double y = 0;
@@ -176,43 +173,6 @@ TEST_CASE("dead channels stay out of the reformulation") {
   const Matrix start = reformulate(pool, p.w, m.cross, f);
   for (int64_t r = 0; r < 6; ++r) CHECK(start(r, 3) == 0);
   CHECK_THROWS_AS(reformulate(pool, p.w, Matrix(19, 20), f), Error);
-}
-
-TEST_CASE("inputs are quantized as the reference op does, weak channels apart") {
-  ThreadPool pool(2);
-  const Problem p(1, 12, 3, 40, 1);
-  const std::vector<uint32_t> weak = {0, 7};
-  for (int bits : {2, 4, 8}) {
-    for (bool per_tensor : {false, true}) {
-      for (bool with_weak : {false, true}) {
-        const auto& skipped = with_weak ? weak : std::vector<uint32_t>{};
-        auto found = p.windows[0];
-        quantize_activations(pool, found, 12, bits, per_tensor, skipped);
-        auto expected = p.windows[0];
-        const size_t step = per_tensor ? expected.size() : 12;
-        for (size_t at = 0; at < expected.size(); at += step) {
-          std::vector<size_t> live;
-          for (size_t i = at; i < at + step; ++i) {
-            if (!with_weak || (i % 12 != 0 && i % 12 != 7)) live.push_back(i);
-          }
-          std::vector<float> values;
-          for (size_t i : live) values.push_back(expected[i]);
-          reference::fake_quantize(values, bits);
-          for (size_t i = 0; i < live.size(); ++i) expected[live[i]] = values[i];
-        }
-        CHECK(found == expected);
-      }
-    }
-  }
-}
-
-TEST_CASE("a constant input gives no NaN") {
-  ThreadPool pool(1);
-  std::vector<float> x(24, 0.75f), zeros(24);
-  quantize_activations(pool, x, 12, 8, true);
-  quantize_activations(pool, zeros, 12, 4, false);
-  for (float v : x) CHECK(std::isfinite(v));
-  for (float v : zeros) CHECK(v == 0);
 }
 
 TEST_CASE("smoothing scales") {

@@ -9,7 +9,7 @@
 
 #include "kernels/activation_grid.h"
 #include "tests/support.h"
-#include "tools/calibrate/learn/activation_quantizer.h"
+#include "tools/calibrate/activation_quantizer.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
 #include "tools/tensor_files/safetensors.h"
 

@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
+#include "tests/calibrate/problem.h"
 #include "tests/support.h"
 #include "tools/calibrate/solver/awrq.h"
 #include "tools/calibrate/solver/gptq.h"
@@ -169,7 +170,8 @@ void check_awrq(ThreadPool& pool, const Case& c) {
   MomentAccumulator sums(w.cols(), true);
   for (size_t i = 0; i < x.size(); ++i) {
     if (awrq) {
-      quantize_activations(pool, x_quantized[i], w.cols(), c.number("act_bits"), true);
+      x_quantized[i] =
+          test::on_grid(pool, x[i], w.cols(), {.bits = c.number("act_bits"), .per_tensor = true});
     }
     sums.add(pool, x[i], x_quantized[i]);
   }

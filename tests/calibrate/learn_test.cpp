@@ -7,10 +7,8 @@
 
 #include "format/error.h"
 #include "format/scheme.h"
-#include "kernels/kv_grid.h"
 #include "kernels/reference/ops.h"
 #include "tests/calibrate/problem.h"
-#include "tools/calibrate/learn/activation_quantizer.h"
 #include "tools/calibrate/learn/adamw.h"
 #include "tools/calibrate/learn/loss.h"
 #include "tools/calibrate/learn/vector_math.h"
@@ -26,82 +24,7 @@ Matrix random_matrix(int64_t rows, int64_t cols, uint32_t seed, float mean = 0) 
   return {rows, cols, normals(size_t(rows * cols), seed, mean)};
 }
 
-/// What straight-through rounding differentiates: R(u) counts as u plus a constant.
-double straight_through(std::span<const double> x, std::span<const float> at, int bits) {
-  const KvGrid grid = KvGrid::of(at, bits);
-  double least = x[0], most = x[0];
-  for (double v : x) {
-    least = std::min(least, v);
-    most = std::max(most, v);
-  }
-  const double top = (1 << bits) - 1, scale = (most - least) / top;
-  double sum = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const double u = (double(at[i]) - double(to_float(grid.low))) / double(to_float(grid.scale));
-    const double code = grid.code(at[i]);
-    const bool inside = u + 0.5 >= 0 && u + 0.5 < top + 1;
-    const double now = inside ? (x[i] - least) / scale + (code - u) : code;
-    sum += (scale * now + least) * std::sin(1.0 + double(i));
-  }
-  return sum;
-}
-
 }  // namespace
-
-TEST_CASE("the cache's quantizer equals KvGrid, and its gradient straight-through rounding") {
-  ThreadPool pool(2);
-  for (const int bits : {2, 4, 8}) {
-    const std::vector<float> x = normals(20, 4);
-    const ActivationQuantizer q{.kind = ActivationQuantizer::Kind::cache, .bits = bits};
-    std::vector<float> out(x.size()), truth = x, d(x.size());
-    q.forward(pool, x.data(), 1, 20, 20, out.data());
-    reference::fake_quantize_kv(truth, bits);
-    CHECK(out == truth);
-    for (size_t i = 0; i < d.size(); ++i) d[i] = float(std::sin(1.0 + double(i)));
-    q.backward(pool, x.data(), 1, 20, 20, d.data());
-    for (size_t i = 0; i < x.size(); ++i) {
-      CAPTURE(i);
-      std::vector<double> up(x.begin(), x.end()), down = up;
-      up[i] += 1e-6;
-      down[i] -= 1e-6;
-      const double slope = (straight_through(up, x, bits) - straight_through(down, x, bits)) / 2e-6;
-      CHECK(double(d[i]) == doctest::Approx(slope).epsilon(0.01).scale(1));
-    }
-  }
-}
-
-TEST_CASE("weak columns are neither quantized nor in the range, forwards and backwards") {
-  ThreadPool pool(2);
-  const std::vector<uint32_t> weak = {2, 5};
-  for (const bool per_tensor : {false, true}) {
-    std::vector<float> x = normals(3 * 8, 6), d = normals(x.size(), 7);
-    for (int64_t t = 0; t < 3; ++t) x[size_t(8 * t + 2)] = 50.0f;
-    ActivationQuantizer q{.bits = 4, .per_tensor = per_tensor, .weak = weak};
-    std::vector<float> out(x.size()), live, live_d;
-    const std::vector<float> d_before = d;
-    q.forward(pool, x.data(), 3, 8, 8, out.data());
-    q.backward(pool, x.data(), 3, 8, 8, d.data());
-    for (size_t i = 0; i < x.size(); ++i) {
-      if (i % 8 == 2 || i % 8 == 5) {
-        CHECK(out[i] == x[i]);
-        CHECK(d[i] == d_before[i]);
-      } else {
-        live.push_back(x[i]);
-        live_d.push_back(d_before[i]);
-      }
-    }
-    q.weak = {};
-    std::vector<float> live_out(live.size());
-    q.forward(pool, live.data(), 3, 6, 6, live_out.data());
-    q.backward(pool, live.data(), 3, 6, 6, live_d.data());
-    size_t next = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-      if (i % 8 == 2 || i % 8 == 5) continue;
-      CHECK(out[i] == live_out[next]);
-      CHECK(d[i] == live_d[next++]);
-    }
-  }
-}
 
 TEST_CASE("a start that knows the size of inputs loses less of the output") {
   ThreadPool pool(2);

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "tools/calibrate/activation_quantizer.h"
 #include "tools/calibrate/solver/hessian.h"
 #include "tools/calibrate/solver/linalg.h"
 
@@ -16,6 +17,13 @@ inline std::vector<float> normals(size_t n, uint32_t seed, float mean = 0, float
   std::vector<float> v(n);
   for (float& x : v) x = normal(rng);
   return v;
+}
+
+/// x [tokens][cols] behind q.
+inline std::vector<float> on_grid(ThreadPool& pool, std::vector<float> x, int64_t cols,
+                                  const calibrate::ActivationQuantizer& q) {
+  q.forward(pool, x.data(), int64_t(x.size()) / cols, cols, cols, x.data());
+  return x;
 }
 
 /// Numbers that look like a linear's weights and inputs. Inputs are correlated, because otherwise

@@ -11,7 +11,7 @@
 
 #include "kernels/activation_grid.h"
 #include "tests/calibrate/problem.h"
-#include "tools/calibrate/learn/activation_quantizer.h"
+#include "tools/calibrate/activation_quantizer.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
 
 using namespace oq;

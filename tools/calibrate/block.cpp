@@ -8,16 +8,10 @@
 #include <fmt/format.h>
 
 #include "kernels/reference/ops.h"
-#include "tools/calibrate/solver/awrq.h"
+#include "tools/calibrate/activation_quantizer.h"
 
 namespace oq::calibrate {
 namespace {
-
-NormWeights read_norm(const File& file, const ModelConfig& c, const std::string& name) {
-  return {
-      .weight = read_tensor(file, name),
-      .bias = c.norm == NormKind::layer ? read_tensor(file, name + ".bias") : std::vector<float>()};
-}
 
 Plan cache_plan(const ModelConfig& config, int64_t window) {
   Plan plan;
@@ -77,11 +71,34 @@ std::vector<float> read_tensor(const File& file, const std::string& name) {
   return v;
 }
 
+NormWeights NormWeights::load(const File& file, const ModelConfig& config,
+                              const std::string& name) {
+  const bool with_bias = config.norm == NormKind::layer;
+  return {.weight = read_tensor(file, name),
+          .bias = with_bias ? read_tensor(file, name + ".bias") : std::vector<float>()};
+}
+
+void normalize(ThreadPool& pool, const NormWeights& norm, double eps, const float* x,
+               int64_t tokens, float* out) {
+  const cpu::Kernels& kernels = cpu::best_kernels();
+  const auto n = int64_t(norm.weight.size());
+  pool.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      if (norm.bias.empty()) {
+        kernels.rms_norm(x + t * n, norm.weight.data(), float(eps), n, out + t * n);
+      } else {
+        kernels.layer_norm(x + t * n, norm.weight.data(), norm.bias.data(), float(eps), n,
+                           out + t * n);
+      }
+    }
+  });
+}
+
 BlockWeights BlockWeights::load(const File& file, const ModelConfig& c, int64_t block) {
   const std::string prefix = fmt::format("blocks.{}.", block);
   BlockWeights b;
-  b.attn_norm = read_norm(file, c, prefix + "attn_norm");
-  b.mlp_norm = c.shared_norm ? b.attn_norm : read_norm(file, c, prefix + "mlp_norm");
+  b.attn_norm = NormWeights::load(file, c, prefix + "attn_norm");
+  b.mlp_norm = c.shared_norm ? b.attn_norm : NormWeights::load(file, c, prefix + "mlp_norm");
   if (c.experts > 0) b.router = read_tensor(file, prefix + "router");
   for (const auto& group : input_groups(c)) {
     for (const std::string& name : group) {
@@ -133,7 +150,7 @@ void BlockRunner::embed(std::span<const std::vector<int32_t>> windows, float* x,
   NormWeights after;
   if (c.projected()) projection = read_tensor(*file_, "project_in");
   if (c.positions == PositionKind::learned) positions = read_tensor(*file_, "positions");
-  if (c.embedding_norm) after = read_norm(*file_, c, "embedding_norm");
+  if (c.embedding_norm) after = NormWeights::load(*file_, c, "embedding_norm");
   for (const std::vector<int32_t>& window : windows) {
     const auto n = int64_t(window.size());
     rows.resize(size_t(n * width));
@@ -146,7 +163,7 @@ void BlockRunner::embed(std::span<const std::vector<int32_t>> windows, float* x,
       add(positions.data() + (alone ? 0 : t * hidden), hidden, rows.data() + t * hidden);
     }
     if (c.embedding_norm) {
-      norm(after, rows.data(), n, x);
+      normalize(pool_, after, c.norm_eps, rows.data(), n, x);
     } else {
       std::copy(rows.begin(), rows.end(), x);
     }
@@ -154,25 +171,13 @@ void BlockRunner::embed(std::span<const std::vector<int32_t>> windows, float* x,
   }
 }
 
-void BlockRunner::norm(const NormWeights& norm, const float* x, int64_t tokens, float* out) {
-  const int64_t n = config_.hidden;
-  const auto eps = float(config_.norm_eps);
-  pool_.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      if (norm.bias.empty()) {
-        kernels_.rms_norm(x + t * n, norm.weight.data(), eps, n, out + t * n);
-      } else {
-        kernels_.layer_norm(x + t * n, norm.weight.data(), norm.bias.data(), eps, n, out + t * n);
-      }
-    }
-  });
-}
-
 void BlockRunner::linear(const LinearWeights& l, const float* x, int64_t tokens, bool per_tensor,
                          float* y, int64_t stride) {
   if (l.input_bits < 16) {
-    quantized_.assign(x, x + tokens * l.in());
-    quantize_activations(pool_, quantized_, l.in(), l.input_bits, per_tensor, l.weak);
+    quantized_.resize(size_t(tokens * l.in()));
+    const ActivationQuantizer quantizer{
+        .bits = l.input_bits, .per_tensor = per_tensor, .weak = l.weak};
+    quantizer.forward(pool_, x, tokens, l.in(), l.in(), quantized_.data());
     x = quantized_.data();
   }
   multiply(x, tokens, l.in(), l.weight.data(), l.out(), y, stride);
@@ -318,7 +323,7 @@ void BlockRunner::forward(const BlockWeights& block, const Scheme& scheme, float
   std::vector<float> normed(size), attended(size), mlped(size);
   const auto normed_x = [&](const NormWeights& w) -> const float* {
     if (c.post_norm) return x;
-    norm(w, x, tokens, normed.data());
+    normalize(pool_, w, c.norm_eps, x, tokens, normed.data());
     return normed.data();
   };
   const auto run_mlp = [&] {
@@ -332,7 +337,7 @@ void BlockRunner::forward(const BlockWeights& block, const Scheme& scheme, float
   const auto post_norm = [&](const NormWeights& w) {
     if (!c.post_norm) return;
     normed.assign(x, x + n);
-    norm(w, normed.data(), tokens, x);
+    normalize(pool_, w, c.norm_eps, normed.data(), tokens, x);
   };
   attention(block, scheme, normed_x(block.attn_norm), tokens, tap, sight, attended.data());
   if (c.parallel) run_mlp();

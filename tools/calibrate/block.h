@@ -33,7 +33,15 @@ struct LinearWeights {
 
 struct NormWeights {
   std::vector<float> weight, bias;  ///< a bias makes it LayerNorm
+
+  /// Tensor `name` of the file and, if the model has LayerNorms, its bias.
+  static NormWeights load(const File& file, const ModelConfig& config, const std::string& name);
 };
+
+/// out = norm(x), [tokens][n] both, as reference::rms_norm, or, where there is a bias,
+/// reference::layer_norm.
+void normalize(ThreadPool& pool, const NormWeights& norm, double eps, const float* x,
+               int64_t tokens, float* out);
 
 /// One decoder block in fp32. Linears by their names in tensor_specs: "q", "experts.3.up", ...
 struct BlockWeights {
@@ -79,7 +87,6 @@ class BlockRunner {
                const Tap& tap = {}, Sight sight = Sight::causal);
 
  private:
-  void norm(const NormWeights& norm, const float* x, int64_t tokens, float* out);
   void linear(const LinearWeights& l, const float* x, int64_t tokens, bool per_tensor, float* y,
               int64_t stride);
   void attention(const BlockWeights& block, const Scheme& scheme, const float* x, int64_t tokens,

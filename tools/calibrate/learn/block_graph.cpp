@@ -46,7 +46,7 @@ BlockWeights BlockGraph::of_shape(const BlockWeights& w) {
 
 const float* BlockGraph::norm(const NormWeights& w, const float* x, std::vector<float>& out) {
   out.resize(size_t(tokens_ * config_.hidden));
-  norm_forward(pool_, w, float(config_.norm_eps), x, tokens_, config_.hidden, out.data());
+  normalize(pool_, w, config_.norm_eps, x, tokens_, out.data());
   return out.data();
 }
 

@@ -40,10 +40,7 @@ HeadGraph::HeadGraph(const File& file, const ModelConfig& config, ThreadPool& po
     : config_(config),
       pool_(pool),
       head_(read_tensor(file, config.tied_head ? "embedding" : "head")) {
-  if (config.final_norm) norm_.weight = read_tensor(file, "final_norm");
-  if (config.final_norm && config.norm == NormKind::layer) {
-    norm_.bias = read_tensor(file, "final_norm.bias");
-  }
+  if (config.final_norm) norm_ = NormWeights::load(file, config, "final_norm");
   if (config.projected()) project_ = read_tensor(file, "project_out");
 }
 
@@ -52,7 +49,7 @@ const float* HeadGraph::head_input(const float* x, int64_t tokens) {
   const int64_t n = config_.hidden;
   if (config_.final_norm) {
     normed_.resize(size_t(tokens * n));
-    norm_forward(pool_, norm_, float(config_.norm_eps), x, tokens, n, normed_.data());
+    normalize(pool_, norm_, config_.norm_eps, x, tokens, normed_.data());
     x = normed_.data();
   }
   if (!config_.projected()) return x;

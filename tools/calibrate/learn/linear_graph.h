@@ -2,8 +2,8 @@
 
 #include <vector>
 
+#include "tools/calibrate/activation_quantizer.h"
 #include "tools/calibrate/block.h"
-#include "tools/calibrate/learn/activation_quantizer.h"
 
 namespace oq::calibrate {
 

@@ -78,20 +78,6 @@ void backward_of(const float* gate, const float* up, int64_t n, float* d, float*
 
 }  // namespace
 
-void norm_forward(ThreadPool& pool, const NormWeights& norm, float eps, const float* x,
-                  int64_t tokens, int64_t n, float* out) {
-  const cpu::Kernels& kernels = cpu::best_kernels();
-  pool.parallel_for(tokens, 8, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      if (norm.bias.empty()) {
-        kernels.rms_norm(x + t * n, norm.weight.data(), eps, n, out + t * n);
-      } else {
-        kernels.layer_norm(x + t * n, norm.weight.data(), norm.bias.data(), eps, n, out + t * n);
-      }
-    }
-  });
-}
-
 void NormBackward::run(ThreadPool& pool, const float* x, const float* dy, int64_t tokens,
                        float* dx) const {
   pool.parallel_for(tokens, 16, [&](int64_t begin, int64_t end, int) {

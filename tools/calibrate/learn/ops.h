@@ -10,11 +10,6 @@
 
 namespace oq::calibrate {
 
-/// out = norm(x), [tokens][n] both, as reference::rms_norm, or, where there is a bias,
-/// reference::layer_norm.
-void norm_forward(ThreadPool& pool, const NormWeights& norm, float eps, const float* x,
-                  int64_t tokens, int64_t n, float* out);
-
 /// y = norm(x) backwards: dx += what comes of dy, and, where they are not null, d_weight and
 /// d_bias [n] += theirs. x, dy, dx: [tokens][n]. `rms` as reference::rms_norm, else as
 /// reference::layer_norm.

@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include "tools/calibrate/solver/awrq.h"
+#include "tools/calibrate/activation_quantizer.h"
 
 namespace oq::calibrate {
 
@@ -43,6 +43,8 @@ std::map<std::string, Moments> observe_moments(BlockJob& job, const std::vector<
   for (const InputGroup& g : batch) {
     sums.emplace(g.front(), MomentAccumulator(job.weights().linears.at(g.front()).in(), quantized));
   }
+  const ActivationQuantizer quantizer{.bits = scheme.activation_bits,
+                                      .per_tensor = scheme.per_tensor};
   std::vector<float> on_grid;
   job.observe([&](const InputGroup& group, const float* x, int64_t rows, int64_t cols) {
     const auto it = sums.find(group.front());
@@ -51,8 +53,8 @@ std::map<std::string, Moments> observe_moments(BlockJob& job, const std::vector<
     const std::span<const float> values(x, size_t(rows * cols));
     with_place("input of " + job.full_name(group.front()), [&] {
       if (!quantized) return it->second.add(job.pool(), values);
-      on_grid.assign(values.begin(), values.end());
-      quantize_activations(job.pool(), on_grid, cols, scheme.activation_bits, scheme.per_tensor);
+      on_grid.resize(values.size());
+      quantizer.forward(job.pool(), x, rows, cols, cols, on_grid.data());
       it->second.add(job.pool(), values, on_grid);
     });
   });

@@ -1,28 +1,10 @@
 #include "tools/calibrate/solver/awrq.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include <fmt/format.h>
 
 #include "format/error.h"
-#include "kernels/activation_grid.h"
 
 namespace oq::calibrate {
-namespace {
-
-/// The range of a row's live channels.
-struct Range {
-  float low = INFINITY, high = -INFINITY;
-
-  void add(float x) {
-    low = std::min(low, x);
-    high = std::max(high, x);
-  }
-};
-
-}  // namespace
-
 Matrix reformulate(ThreadPool& pool, const Matrix& w, const Matrix& cross,
                    const InverseFactor& factor) {
   const auto& order = factor.columns.order;
@@ -51,39 +33,6 @@ Matrix reformulate(ThreadPool& pool, const Matrix& w, const Matrix& cross,
   }
   check_finite(result, "the reformulated weight");
   return result;
-}
-
-void quantize_activations(ThreadPool& pool, std::span<float> x, int64_t channels, int bits,
-                          bool per_tensor, std::span<const uint32_t> weak) {
-  const int64_t tokens = int64_t(x.size()) / channels;
-  std::vector<uint8_t> live(size_t(channels), 1);
-  for (uint32_t k : weak) live[k] = 0;
-  std::vector<Range> ranges(static_cast<size_t>(tokens));
-  pool.parallel_for(tokens, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* row = x.data() + t * channels;
-      for (int64_t k = 0; k < channels; ++k) {
-        if (live[size_t(k)]) ranges[size_t(t)].add(row[k]);
-      }
-    }
-  });
-  if (per_tensor && tokens > 0) {
-    Range all;
-    for (const Range& r : ranges) {
-      all.add(r.low);
-      all.add(r.high);
-    }
-    std::fill(ranges.begin(), ranges.end(), all);
-  }
-  pool.parallel_for(tokens, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      float* row = x.data() + t * channels;
-      const auto grid = ActivationGrid::of(ranges[size_t(t)].low, ranges[size_t(t)].high, bits);
-      for (int64_t k = 0; k < channels; ++k) {
-        if (live[size_t(k)]) row[k] = grid.scale * (grid.code(row[k]) - grid.zero);
-      }
-    }
-  });
 }
 
 }  // namespace oq::calibrate

@@ -1,9 +1,5 @@
 #pragma once
 
-#include <cstdint>
-#include <span>
-#include <vector>
-
 #include "tools/calibrate/solver/hessian.h"
 #include "tools/calibrate/solver/linalg.h"
 
@@ -14,11 +10,5 @@ namespace oq::calibrate {
 /// become 0. AWRQ is then gptq() from W'. Memory: two matrices of W's size beside it.
 Matrix reformulate(ThreadPool& pool, const Matrix& w, const Matrix& cross,
                    const InverseFactor& factor);
-
-/// Quantizes inputs [tokens][channels] in place to `bits` bits and back, by kernels/'s
-/// ActivationGrid: one grid for each token, or for the whole window. Weak channels (ascending) are
-/// left out of the range and stay as they are, as in the runtime.
-void quantize_activations(ThreadPool& pool, std::span<float> x, int64_t channels, int bits,
-                          bool per_tensor, std::span<const uint32_t> weak = {});
 
 }  // namespace oq::calibrate

@@ -1,4 +1,4 @@
-#include "tools/calibrate/learn/activation_quantizer.h"
+#include "tools/calibrate/activation_quantizer.h"
 
 #include <algorithm>
 #include <cmath>
