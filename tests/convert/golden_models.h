@@ -12,7 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "runtime/config.h"
-#include "tests/support.h"
+#include "tests/convert/conversion.h"
 #include "tests/tiny_model.h"
 #include "tools/convert/convert.h"
 #include "tools/convert/ggml_types.h"
@@ -76,21 +76,15 @@ struct HfModel {
   }
 };
 
+/// `source` with its weights in f32.
 inline std::shared_ptr<const File> to_oq(const std::filesystem::path& source,
                                          const std::filesystem::path& output,
                                          const char* scheme = "w16a16",
                                          convert::Result* result = nullptr) {
-  convert::Options o;
-  o.source = source;
-  o.output = output;
-  o.scheme = Scheme::parse(scheme);
-  o.dtype = Kind::f32;
-  o.threads = 2;
-  const convert::Result r = convert::convert(o);
-  if (result != nullptr) *result = r;
-  const auto file = File::open(output);
-  file->verify();
-  return file;
+  const Converted c =
+      converted(source, output, scheme, [](convert::Options& o) { o.dtype = Kind::f32; });
+  if (result != nullptr) *result = c.result;
+  return c.file;
 }
 
 /// The floats of an f32 tensor.
@@ -108,29 +102,6 @@ inline std::vector<float> floats(const File& file, const std::string& name) {
 inline std::vector<float> rows_of(const TinyTensor& t, uint64_t first, uint64_t n) {
   const auto begin = t.values.begin() + std::ptrdiff_t(first * t.cols);
   return {begin, begin + std::ptrdiff_t(n * t.cols)};
-}
-
-inline void check_same_tensors(const File& a, const File& b) {
-  REQUIRE(a.tensors().size() == b.tensors().size());
-  for (const TensorInfo& t : a.tensors()) {
-    CAPTURE(t.name);
-    const std::string name(t.name);
-    CHECK(t.rows == b.tensor(name).rows);
-    CHECK(floats(a, name) == floats(b, name));
-  }
-}
-
-inline void check_refused(const std::filesystem::path& source, const std::string& says) {
-  CAPTURE(says);
-  const TempDir dir;
-  try {
-    to_oq(source, dir / "out.oq");
-    FAIL_CHECK("was not refused");
-  } catch (const Error& e) {
-    CAPTURE(e.what());
-    CHECK(std::string(e.what()).find(says) != std::string::npos);
-  }
-  CHECK_FALSE(std::filesystem::exists(dir / "out.oq"));
 }
 
 }  // namespace oq::test

@@ -8,15 +8,16 @@
 #include <fmt/format.h>
 
 #include "format/half.h"
+#include "tests/convert/conversion.h"
 #include "tests/convert/torch_archive.h"
-#include "tests/support.h"
-#include "tools/convert/convert.h"
 #include "tools/convert/json.h"
 #include "tools/convert/state_dict.h"
 #include "tools/tensor_files/torch/file.h"
 
 using namespace oq;
 using namespace oq::convert;
+using test::check_same_tensors;
+using test::converted;
 using test::TempDir;
 using test::TinyOptions;
 
@@ -80,30 +81,8 @@ void check_tensor(const torch::Tensor& t, const nlohmann::json& expected) {
   }
 }
 
-struct Converted {
-  std::string format;
-  std::shared_ptr<const File> file;
-};
-
-Converted run(const fs::path& source, const fs::path& output, const char* scheme = "w16a16") {
-  Options o;
-  o.source = source;
-  o.output = output;
-  o.scheme = Scheme::parse(scheme);
-  o.threads = 3;
-  convert::convert(o);
-  auto file = File::open(output);
-  file->verify();
-  return {file->metadata().get<std::string>("source.format"), file};
-}
-
-void check_same_tensors(const File& a, const File& b) {
-  REQUIRE(a.tensors().size() == b.tensors().size());
-  for (const TensorInfo& t : a.tensors()) {
-    CAPTURE(t.name);
-    const auto x = a.data(t), y = b.data(b.tensor(t.name));
-    CHECK(std::equal(x.begin(), x.end(), y.begin(), y.end()));
-  }
+std::string format_of(const test::Converted& c) {
+  return c.file->metadata().get<std::string>("source.format");
 }
 
 void check_refused(const std::function<void()>& body, const std::string& says) {
@@ -185,11 +164,11 @@ TEST_CASE("what lies in a row is not copied") {
 
 TEST_CASE("a model that torch saved is the one that safetensors holds") {
   const TempDir dir;
-  const auto expected = run(test::golden("torch/llama/safetensors"), dir / "safetensors.oq");
-  CHECK(expected.format == "safetensors");
+  const auto expected = converted(test::golden("torch/llama/safetensors"), dir / "safetensors.oq");
+  CHECK(format_of(expected) == "safetensors");
   for (const char* name : {"torch", "shards"}) {
-    const auto c = run(test::golden(fmt::format("torch/llama/{}", name)), dir / "torch.oq");
-    CHECK(c.format == "torch");
+    const auto c = converted(test::golden(fmt::format("torch/llama/{}", name)), dir / "torch.oq");
+    CHECK(format_of(c) == "torch");
     check_same_tensors(*expected.file, *c.file);
   }
 }
@@ -206,8 +185,8 @@ TEST_CASE("the tiny model as a file of torch, in each dtype and with strides") {
       test::write_tiny_hf(dir / "safetensors", 21, o);
       write_tiny_torch(dir / "torch", 21, o, transposed);
       for (const char* scheme : {"w16a16", "w4a16g64"}) {
-        const auto expected = run(dir / "safetensors", dir / "a.oq", scheme);
-        check_same_tensors(*expected.file, *run(dir / "torch", dir / "b.oq", scheme).file);
+        const auto expected = converted(dir / "safetensors", dir / "a.oq", scheme);
+        check_same_tensors(*expected.file, *converted(dir / "torch", dir / "b.oq", scheme).file);
       }
     }
   }
@@ -217,7 +196,7 @@ TEST_CASE("safetensors beside torch's format are preferred") {
   const TempDir dir;
   test::write_tiny_hf(dir / "model", 22);
   test::write_file(dir / "model" / "pytorch_model.bin", "not looked at");
-  CHECK(run(dir / "model", dir / "out.oq").format == "safetensors");
+  CHECK(format_of(converted(dir / "model", dir / "out.oq")) == "safetensors");
 }
 
 TEST_CASE("a storage with a wrong CRC is found when it is read, and only then") {
@@ -233,7 +212,7 @@ TEST_CASE("a storage with a wrong CRC is found when it is read, and only then") 
     bytes[at] = char(bytes[at] ^ 1);
     test::write_file(weights, bytes);
     for (const char* scheme : {"w16a16", "w4a16g64"}) {
-      check_refused([&] { run(dir / "model", dir / "out.oq", scheme); },
+      check_refused([&] { converted(dir / "model", dir / "out.oq", scheme); },
                     fmt::format("entry 'archive/data/{}': has a wrong CRC-32", index));
       CHECK_FALSE(fs::exists(dir / "out.oq"));
     }
@@ -330,7 +309,7 @@ TEST_CASE("an index of torch shards that lies") {
   fs::copy(test::golden("torch/llama/shards"), dir / "model", fs::copy_options::recursive);
   const fs::path index = dir / "model" / "pytorch_model.bin.index.json";
   const auto refused = [&](const std::string& says) {
-    check_refused([&] { run(dir / "model", dir / "out.oq"); }, says);
+    check_refused([&] { converted(dir / "model", dir / "out.oq"); }, says);
   };
   const nlohmann::json sound = read_json(index);
   const std::string first = "pytorch_model-00001-of-00002.bin",
