@@ -416,8 +416,12 @@ TEST_CASE("a report is one page with a chart of every type of linear") {
   test::make_tiny_oq(dir / "in.oq");
   auto o = small_run(dir / "in.oq", dir / "out.oq", "gptq", "w4a16");
   const auto result = calibrate::calibrate(o);
-  const calibrate::Measured measured = {
-      .text = "a text", .windows = 3, .window = 24, .before = 20.5, .after = 21.25};
+  const calibrate::Measured measured = {.text = "a text",
+                                        .windows = 3,
+                                        .window = 24,
+                                        .before = 20.5,
+                                        .after = 21.25,
+                                        .standard_error = 0.25};
   calibrate::write_report(dir / "report.html", o, ModelConfig::load(*File::open(o.input)), result,
                           measured);
   const std::string html = bytes_of(dir / "report.html");
@@ -425,7 +429,10 @@ TEST_CASE("a report is one page with a chart of every type of linear") {
     CAPTURE(part);
     CHECK(html.find(part) != std::string::npos);
   }
-  CHECK(html.find("21.250, full precision 20.500") != std::string::npos);
+  CHECK(html.find("21.250, full precision 20.500 (+0.750 +- 0.250); 3 windows") !=
+        std::string::npos);
+  const calibrate::Measured one = {.windows = 1, .before = 2, .after = 3, .standard_error = NAN};
+  CHECK(one.text_line().find("(+1.000); 1 windows") != std::string::npos);
   CHECK(html.find("--method gptq --scheme w4a16") != std::string::npos);
   CHECK(html.find("<svg") != std::string::npos);
   CHECK(html.find("blocks.1.down") != std::string::npos);

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
-#include <limits>
 #include <map>
 
 #include <doctest/doctest.h>
@@ -13,7 +11,6 @@
 #include "runtime/config.h"
 #include "tests/convert/conversion.h"
 #include "tests/tiny_model.h"
-#include "tools/convert/json.h"
 #include "tools/convert/rtn.h"
 #include "tools/convert/sha256.h"
 

@@ -91,6 +91,20 @@ TEST_CASE("the only model may come last") {
   CHECK(r.out.find("difference") == std::string::npos);
 }
 
+TEST_CASE("one window has no standard error, and a table none that is no number") {
+  const Models& m = models();
+  const auto ends = [&](const std::vector<std::string>& what) {
+    std::vector<std::string> args = {m.f16, m.w3, "--window", "32", "--max-windows", "1"};
+    args.insert(args.end(), what.begin(), what.end());
+    const ProcessResult r = oq_eval(args);
+    CHECK_MESSAGE(r.code == 0, r.err);
+    CHECK(r.out.find("nan") == std::string::npos);
+    return r.out;
+  };
+  CHECK(ends({"--perplexity", m.text}).find(" |  | 1 | 31 |") != std::string::npos);
+  CHECK(ends({"--divergence", m.f16, m.text}).find("| KL mean |") != std::string::npos);
+}
+
 TEST_CASE("divergence from a reference") {
   const Models& m = models();
   const std::vector<std::string> args = {m.f16,      m.w3, "--divergence",  m.f16, m.text,

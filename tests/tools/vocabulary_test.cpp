@@ -86,7 +86,8 @@ TEST_CASE("oq-info --set changes template and stop ids in place, or nothing") {
   check_fails("info", {path, "--set", "tokenizer.stop_ids=2,x"}, {"stop_ids", "'x'"});
   check_fails("info", {path, "--set", "tokenizer.stop_ids=5", "--set", "chat.template=morse"},
               {"'morse'"});
-  check_fails("info", {path, "--set", "tokenizer.bos=999"}, {"model.oq", "999"});
+  check_fails("info", {path, "--set", "tokenizer.bos=999"},
+              {"model.oq after this --set: there is no such token", "999"});
   check_fails("info", {path, "--set", "tokenizer.patterns=("}, {"tokenizer.patterns"});
   CHECK(read_file(path) == bytes);
 

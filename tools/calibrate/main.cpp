@@ -152,10 +152,7 @@ void print_text(const Arguments& a, const calibrate::Result& r, const calibrate:
                            a.options.output.string(), r.bits_per_weight, double(r.bytes) / 1e6,
                            seconds, double(tool::peak_memory()) / 1e6));
   if (m.windows == 0) return;
-  tool::print(fmt::format(
-      "perplexity {:.3f}, full precision {:.3f} ({:+.3f} +- {:.3f}, {} windows "
-      "of {} tokens of {})\n",
-      m.after, m.before, m.after - m.before, m.standard_error, m.windows, m.window, m.text));
+  tool::print("perplexity " + m.text_line() + "\n");
 }
 
 void print_json(const Arguments& a, const calibrate::Result& r, const calibrate::Measured& m,

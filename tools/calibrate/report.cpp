@@ -53,10 +53,7 @@ std::string head_table(const Options& o, const ModelConfig& c, const Result& r, 
   row("options", r.options);
   if (!r.text_source.empty()) row("calibration text", r.text_source);
   if (m.windows > 0) {
-    row("perplexity", fmt::format("{:.3f}, full precision {:.3f} (difference {:+.3f} +- {:.3f}); "
-                                  "{} windows of {} tokens of {}",
-                                  m.after, m.before, m.after - m.before, m.standard_error,
-                                  m.windows, m.window, m.text));
+    row("perplexity", m.text_line());
   }
   row("bits per weight, as stored", fmt::format("{:.3f}", r.bits_per_weight));
   row("embedding and head", fmt::format("{} bits", o.head_bits));
@@ -139,6 +136,13 @@ std::string block_errors(const Result& r, int64_t blocks) {
 }
 
 }  // namespace
+
+std::string Measured::text_line() const {
+  const std::string error =
+      std::isnan(standard_error) ? "" : fmt::format(" +- {:.3f}", standard_error);
+  return fmt::format("{:.3f}, full precision {:.3f} ({:+.3f}{}); {} windows of {} tokens of {}",
+                     after, before, after - before, error, windows, window, text);
+}
 
 void write_report(const std::filesystem::path& path, const Options& o, const ModelConfig& c,
                   const Result& r, const Measured& measured) {

@@ -13,7 +13,10 @@ struct Measured {
   std::string text = {};
   int64_t windows = 0, window = 0;  ///< how many, of how many tokens
   double before = 0, after = 0;
-  double standard_error = 0;  ///< of after - before, paired over the windows
+  double standard_error = 0;  ///< of after - before, paired over the windows; NaN for one window
+
+  /// "27.160, full precision 20.363 (+6.797 +- 0.130); 40 windows of 2048 tokens of wiki.txt".
+  std::string text_line() const;
 };
 
 /// One self-contained page: what was asked for, what the bytes are spent on, and the error of every

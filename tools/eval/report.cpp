@@ -1,5 +1,7 @@
 #include "tools/eval/report.h"
 
+#include <cmath>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -24,7 +26,18 @@ void append(std::vector<std::string>& cells, std::initializer_list<std::string> 
   cells.insert(cells.end(), more);
 }
 
+/// A standard error, which one value alone does not have.
+std::string error_cell(double error, int digits) {
+  return std::isnan(error) ? "" : fmt::format("{:.{}f}", error, digits);
+}
+
+/// " +- 0.012", or nothing.
+std::string plus_minus(double error) {
+  return std::isnan(error) ? "" : fmt::format(" +- {:.3f}", error);
+}
+
 std::string percent(double share) { return fmt::format("{:.2f}", 100 * share); }
+std::string percent_error(double share) { return error_cell(100 * share, 2); }
 
 nlohmann::json json_of(const Model& m) {
   return {
@@ -49,11 +62,11 @@ std::string PerplexityTable::head() const {
 std::string PerplexityTable::row(const PerplexityRow& r) const {
   std::vector<std::string> cells = cells_of(*r.model);
   if (texts_) append(cells, {r.text});
-  append(cells, {fmt::format("{:.4f}", r.result.perplexity),
-                 fmt::format("{:.4f}", r.result.standard_error)});
+  append(cells,
+         {fmt::format("{:.4f}", r.result.perplexity), error_cell(r.result.standard_error, 4)});
   if (models_ && r.difference) {
     append(cells, {fmt::format("{:+.4f}", r.difference->perplexity),
-                   fmt::format("{:.4f}", r.difference->perplexity_standard_error)});
+                   error_cell(r.difference->perplexity_standard_error, 4)});
   } else if (models_) {
     append(cells, {"", ""});
   }
@@ -69,9 +82,9 @@ std::string divergence_head() {
 std::string divergence_row(const DivergenceRow& r) {
   std::vector<std::string> cells = cells_of(*r.model);
   const Divergence& d = r.result;
-  append(cells, {fmt::format("{:.6f}", d.mean), fmt::format("{:.6f}", d.standard_error),
+  append(cells, {fmt::format("{:.6f}", d.mean), error_cell(d.standard_error, 6),
                  fmt::format("{:.5f}", d.percentile_99), percent(d.agreement),
-                 percent(d.agreement_standard_error), std::to_string(d.windows),
+                 percent_error(d.agreement_standard_error), std::to_string(d.windows),
                  std::to_string(d.tokens)});
   return line(cells);
 }
@@ -86,9 +99,9 @@ std::string task_row(const TaskRow& r) {
   const auto& norm = r.result.accuracy_norm;
   const auto& words = r.result.perplexity;
   append(cells,
-         {r.task, percent(r.result.accuracy.value), percent(r.result.accuracy.standard_error),
-          norm ? percent(norm->value) : "", norm ? percent(norm->standard_error) : "",
-          words ? fmt::format("{:.3f} +- {:.3f}", words->value, words->standard_error) : "",
+         {r.task, percent(r.result.accuracy.value), percent_error(r.result.accuracy.standard_error),
+          norm ? percent(norm->value) : "", norm ? percent_error(norm->standard_error) : "",
+          words ? fmt::format("{:.3f}", words->value) + plus_minus(words->standard_error) : "",
           std::to_string(r.result.questions)});
   return line(cells);
 }

@@ -68,16 +68,15 @@ void check_edit(const File& file, const Metadata& metadata) {
   for (int64_t id : ids) {
     if (id >= 0 && id < metadata.get<int64_t>("model.vocab")) continue;
     throw Error({.what = "there is no such token",
-                 .where = "--set",
                  .expected = fmt::format("ids below {}", metadata.get<int64_t>("model.vocab")),
                  .found = std::to_string(id)});
   }
 }
 
 /// The same for the tokenizer, whose vocabulary may be smaller than the model's.
-void check_tokenizer(const File& file, const Metadata& metadata) {
+void check_tokenizer(const File& file, const Metadata& metadata, const std::string& place) {
   TokenizerData data = TokenizerData::load(file, metadata);
-  if (data.kind != TokenizerData::Kind::none) make_tokenizer(std::move(data), "--set");
+  if (data.kind != TokenizerData::Kind::none) make_tokenizer(std::move(data), place);
 }
 
 nlohmann::json json_value(const Metadata::Value& value) {
@@ -131,9 +130,10 @@ void edit(const Options& o) {
   const auto file = File::open(o.model);
   Metadata metadata = file->metadata();
   for (const std::string& assignment : o.set) set_value(metadata, assignment);
-  with_place(o.model + " after this --set", [&] {
+  const std::string place = o.model + " after this --set";
+  with_place(place, [&] {
     check_edit(*file, metadata);
-    check_tokenizer(*file, metadata);
+    check_tokenizer(*file, metadata, place);
   });
   rewrite_metadata(o.model, metadata);
   tool::notice(o.quiet, o.model + ": metadata rewritten");
