@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numbers>
-#include <numeric>
 #include <set>
 
 #include <fmt/format.h>
@@ -19,7 +17,6 @@ namespace {
 using Where = Pair::Use::Where;
 
 constexpr double kCompensationRate = 1e-2;  ///< ABQ's
-constexpr double kSilentShare = 0.01;       ///< of the mean of squares, that every channel has
 
 /// The linear that speaks for a pair in the reference's initialization.
 bool represents(const std::string& linear) {
@@ -35,33 +32,6 @@ void fill_zero(BlockWeights& g) {
   for (auto& [name, l] : g.linears) {
     std::fill(l.weight.values().begin(), l.weight.values().end(), 0.0f);
     std::fill(l.bias.begin(), l.bias.end(), 0.0f);
-  }
-}
-
-void add_middle(const float* x, int64_t rows, int64_t cols, std::vector<float>& middle) {
-  std::vector<float> now(static_cast<size_t>(cols));
-  for (int64_t k = 0; k < cols; ++k) {
-    float low = x[k], high = x[k];
-    for (int64_t t = 1; t < rows; ++t) {
-      low = std::min(low, x[t * cols + k]);
-      high = std::max(high, x[t * cols + k]);
-    }
-    now[size_t(k)] = (low + high) / 2;
-  }
-  if (middle.empty()) middle = now;
-  for (size_t k = 0; k < now.size(); ++k) middle[k] = 0.99f * middle[k] + 0.01f * now[k];
-}
-
-void add_moments(const float* x, int64_t rows, int64_t cols, std::vector<float>& sums,
-                 std::vector<float>& squares) {
-  sums.resize(size_t(cols));
-  squares.resize(size_t(cols));
-  for (int64_t t = 0; t < rows; ++t) {
-    for (int64_t k = 0; k < cols; ++k) {
-      const float v = x[t * cols + k];
-      sums[size_t(k)] += v;
-      squares[size_t(k)] += v * v;
-    }
   }
 }
 
@@ -150,43 +120,12 @@ void BlockLearner::learn() {
 void BlockLearner::start() {
   const bool balances = starts_from_inputs(options_);
   const BlockParameters* ranges = job_.known().ranges;
-  if (observes_inputs(options_)) observe_inputs();
-  if (ranges != nullptr) take_ranges(*ranges);
+  if (observes_inputs(options_)) inputs_.observe(job_);
+  if (ranges != nullptr) inputs_.take_ranges(original_, *ranges);
   // Otherwise they start at 1: there is nothing to move out of activations.
   if (!transforms() || !balances) return;
-  InputMaxima largest;
-  for (const auto& [name, seen] : inputs_) largest[name] = seen.largest;
+  const InputMaxima largest = inputs_.largest();
   for (Pair& pair : transformation_->pairs()) start_pair(pair, largest);
-}
-
-/// Where shifts are not given, they start at 0. PRECOND: read_input_ranges has read the scales.
-void BlockLearner::take_ranges(const BlockParameters& ranges) {
-  for (const auto& [name, l] : original_.linears) {
-    InputStats& s = inputs_[name];
-    const std::span<const float> largest = ranges.at(name + ".largest").values();
-    s.largest.assign(largest.begin(), largest.end());
-    s.middle.assign(size_t(l.in()), 0);
-    const auto middle = ranges.find(name + ".middle");
-    if (middle == ranges.end()) continue;
-    std::copy_n(middle->second.values().begin(), s.middle.size(), s.middle.begin());
-  }
-}
-
-void BlockLearner::observe_inputs() {
-  for (const Sight of : {Sight::alone, Sight::causal}) {
-    job_.observe(
-        [&](const std::vector<std::string>& group, const float* x, int64_t rows, int64_t cols) {
-          InputStats& s = inputs_[group.front()];
-          if (s.largest.empty()) s.largest.resize(size_t(cols));
-          update_channel_max({x, size_t(rows * cols)}, s.largest);
-          // First tokens' range is hundreds of times that of others: no place for these to start.
-          if (of == Sight::causal) add_middle(x, rows, cols, s.middle);
-          add_moments(x, rows, cols, s.sums, s.squares);
-          s.tokens += rows;
-          for (const std::string& name : group) inputs_[name] = s;
-        },
-        of);
-  }
 }
 
 /// q and k start at 1. The reference looks at one linear of those that share an input, and at one
@@ -205,34 +144,12 @@ void BlockLearner::start_pair(Pair& pair, const InputMaxima& inputs) const {
 
 /// At the middle of the inputs' range; of columns that share a channel, at the mean of theirs.
 void BlockLearner::start_shift(Pair& pair, const Pair::Use& columns) const {
-  const std::vector<float>& middle = inputs_.at(columns.tensor).middle;
+  const std::vector<float>& middle = inputs_.middle(columns.tensor);
   std::vector<float> count(pair.shift.size());
   for (size_t i = 0; i < middle.size(); ++i) {
     const uint32_t channel = columns.channel_of(i);
     pair.shift[channel] += (middle[i] - pair.shift[channel]) / ++count[channel];
   }
-}
-
-/// How much an error of each of a linear's weights shows in its output, inputs apart: the sum of
-/// x^2 as transformations leave x. A share of the mean is added, as to a Hessian's diagonal, for
-/// channels that the text left silent. Empty where no input was seen, or zeros alone.
-std::vector<float> BlockLearner::importance(const std::string& linear) const {
-  const auto seen = inputs_.find(linear);
-  if (seen == inputs_.end()) return {};
-  std::vector<float> h = seen->second.squares;
-  if (transforms()) {
-    const std::vector<float>& factors = transformation_->column_factors(linear);
-    const std::vector<float>& shifts = transformation_->column_shifts(linear);
-    const InputStats& s = seen->second;
-    for (size_t k = 0; k < h.size(); ++k) {
-      const float d = shifts[k], moved = d * (float(s.tokens) * d - 2 * s.sums[k]);
-      h[k] = std::max(0.0f, h[k] + moved) / (factors[k] * factors[k]);
-    }
-  }
-  const double mean = std::accumulate(h.begin(), h.end(), 0.0) / double(h.size());
-  if (mean == 0) return {};
-  for (float& v : h) v += float(kSilentShare * mean);
-  return h;
 }
 
 void BlockLearner::set_up(bool search) {
@@ -245,7 +162,8 @@ void BlockLearner::set_up(bool search) {
     Learned learned{.quantizer = std::move(quantizer)};
     if (o.clip) {
       learned.clipping =
-          search ? learned.quantizer.searched(job_.pool(), l.weight, grid, importance(name))
+          search ? learned.quantizer.searched(job_.pool(), l.weight, grid,
+                                              inputs_.importance(name, transformation_.get()))
                  : Clipping(l.out(), groups, Clipping::kStart);
       learned.gradient = Clipping(l.out(), groups, 0);
     }

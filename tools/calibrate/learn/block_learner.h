@@ -11,9 +11,9 @@
 #include "tools/calibrate/learn/block_graph.h"
 #include "tools/calibrate/learn/compensation.h"
 #include "tools/calibrate/learn/head_graph.h"
+#include "tools/calibrate/learn/input_stats.h"
 #include "tools/calibrate/learn/transformation.h"
 #include "tools/calibrate/learn/weight_quantizer.h"
-#include "tools/calibrate/smoothing.h"
 
 namespace oq::calibrate {
 
@@ -52,13 +52,6 @@ class BlockLearner {
   const BlockWeights& folded() const { return folded_; }
 
  private:
-  /// What the calibration text says of a linear's input channels.
-  struct InputStats {
-    std::vector<float> largest;  ///< max |x|
-    std::vector<float> middle;   ///< of the range: 0.99 of the windows before, 0.01 of the next
-    std::vector<float> sums, squares;  ///< of x and x^2, over
-    int64_t tokens = 0;
-  };
   /// A linear while it learns.
   struct Learned {
     WeightQuantizer quantizer;
@@ -77,9 +70,6 @@ class BlockLearner {
   };
 
   void start();
-  void observe_inputs();
-  std::vector<float> importance(const std::string& linear) const;
-  void take_ranges(const BlockParameters& ranges);
   void start_pair(Pair& pair, const InputMaxima& inputs) const;
   void start_shift(Pair& pair, const Pair::Use& columns) const;
   /// Clipping starts at 4.0, or, with `search`, where a search puts it.
@@ -109,7 +99,7 @@ class BlockLearner {
   BlockWeights executed_;  ///< base(), quantized
   BlockWeights gradients_;
   std::map<std::string, Learned> learned_;
-  std::map<std::string, InputStats> inputs_;
+  InputStats inputs_;
   std::unique_ptr<Transformation> transformation_;
   AdamW optimizer_;
   std::unique_ptr<HeadGraph> head_;                   ///< where predictions are learned
