@@ -19,7 +19,8 @@ fi
 
 if fetch_model; then
   source=$model_gguf full=$cache/smollm2-f16.oq small=$cache/smollm2-w4a16g64.oq
-  arguments=(--chat -p "$prompt" -n 200 --temperature 0)
+  # So small a model, rounded to 4 bits, says one sentence for ever without the penalty.
+  arguments=(--chat -p "$prompt" -n 200 --temperature 0 --repeat-penalty 1.1)
 else
   say "note: the model cannot be had (no network?); going on with a tiny random one, so the answer"
   say "      will be nonsense"
