@@ -136,6 +136,13 @@ Packing packing_of(const Scheme& scheme) {
   return p;
 }
 
+Packing packing_of(const Scheme& scheme, int bits) {
+  Scheme other = scheme;
+  other.weight_bits = bits;
+  other.five_levels = scheme.five_levels && bits == scheme.weight_bits;
+  return packing_of(other);
+}
+
 Packing head_packing(int bits) {
   Packing p;
   p.bits = uint8_t(bits);

@@ -54,6 +54,9 @@ struct Scheme {
 /// How a scheme's weights are packed: zero points of code width, or the constant in the middle of
 /// the codes. PRECOND: it quantizes weights.
 Packing packing_of(const Scheme& scheme);
+/// Likewise, for a tensor of another width than the scheme's; only at its own there are five
+/// levels.
+Packing packing_of(const Scheme& scheme, int bits);
 
 /// How embedding and head are packed: `bits` wide, asymmetric, groups of 64.
 Packing head_packing(int bits);

@@ -182,6 +182,32 @@ TEST_CASE("weak columns are taken where they help") {
   CHECK(block_error(o) <= owq * 1.00001);
 }
 
+TEST_CASE("auto learns with the weak columns that were asked for") {
+  test::FirstBlock block(test::tiny_config(), 8);
+  calibrate::Options& o = block.options;
+  o.method = "auto";
+  o.scheme = Scheme::parse("w2a16");
+  o.learning.epochs = 2;
+  o.learning.transform = true;
+  o.weak_columns = 3;
+  calibrate::BlockJob job = block.job();
+  calibrate::make_method(o)->quantize(job);
+  std::map<std::string, calibrate::Form> forms;
+  for (const auto& [name, done] : job.done()) {
+    const calibrate::QuantizedLinear& q = done.linear;
+    CHECK(q.weak.size() == 3);
+    CHECK(job.weights().linears.at(name).weak == q.weak);
+    forms[name] = {.bits = q.packing.bits, .weak = q.weak};
+  }
+  // Judged by predictions, they are what learning alone makes of these columns.
+  const auto learned = block.learn("w2a16", 2, {.forms = forms});
+  int64_t same = 0;
+  for (const auto& [name, l] : learned.weights.linears) {
+    same += std::ranges::equal(l.weight.values(), job.weights().linears.at(name).weight.values());
+  }
+  CHECK(same > 0);
+}
+
 TEST_CASE("mixed widths keep to their bytes and beat one width of as many") {
   const TempDir dir;
   for (const ModelConfig& config : {test::variant_configs()[5], test::tiny_config()}) {
@@ -255,18 +281,18 @@ TEST_CASE("preflight counts the candidates that are kept") {
   struct Case {
     const char* scheme;
     double target;
-    int64_t plain, learned, mixed;
+    int64_t plain, learned, widths;
   };
   calibrate::Preflight before;
-  for (const Case& c : {Case{"w3a16", 0, 2, 4, 0}, Case{"w3a8", 0, 3, 6, 0},
-                        Case{"w3a16", 4, 3, 6, 9}, Case{"w3a8", 4, 4, 8, 12}}) {
+  for (const Case& c : {Case{"w3a16", 0, 2, 4, 1}, Case{"w3a8", 0, 3, 6, 1},
+                        Case{"w3a16", 4, 4, 4, 4}, Case{"w3a8", 4, 5, 6, 4}}) {
     auto o = options_of(dir, "auto", c.scheme);
     o.window = 200;
     o.target_bits = c.target;
     const auto n = calibrate::auto_candidates(o);
     CHECK(n.plain == c.plain);
     CHECK(n.learned == c.learned);
-    CHECK(n.mixed == c.mixed);
+    CHECK(n.widths == c.widths);
     const auto flight = calibrate::preflight(*file, config, o, o.windows);
     CHECK(flight.flops > before.flops);
     o.method = "omniquant";

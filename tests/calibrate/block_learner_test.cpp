@@ -111,6 +111,37 @@ TEST_CASE("bounds that learn together move together; apart, some do not") {
   CHECK(against(WeightQuantizer::Bounds::apart) > 20);
 }
 
+TEST_CASE("linears learn in forms of their own") {
+  for (const char* scheme : {"w3a16", "w3a8"}) {
+    FirstBlock block(test::tiny_config());
+    block.options.learning.transform = true;
+    const Recipe recipe{
+        .forms = {{"q", {.bits = 5, .weak = {}}}, {"down", {.bits = 2, .weak = {3, 17}}}}};
+    const auto error = [&](const FirstBlock::Outcome& o) {
+      std::vector<float> x(block.hidden->window(0).begin(), block.hidden->window(0).end());
+      std::vector<float> unused(x.size());
+      block.runner->forward(o.weights, block.options.scheme, x.data(), FirstBlock::kTokens);
+      return relative_error(x, block.targets->window(0), block.runner->config().hidden, 1, unused);
+    };
+    const FirstBlock::Outcome start = block.learn(scheme, 0, recipe);
+    const FirstBlock::Outcome end = block.learn(scheme, 20, recipe);
+    CHECK(error(end) < 0.9 * error(start));
+    for (const auto& [name, done] : end.done) {
+      const QuantizedLinear& q = done.linear;
+      CHECK(q.packing.bits == (name == "q" ? 5 : name == "down" ? 2 : 3));
+      CHECK(q.weak == (name == "down" ? std::vector<uint32_t>{3, 17} : std::vector<uint32_t>{}));
+      CHECK(done.report.weak_columns == int64_t(q.weak.size()));
+      const LinearWeights& executed = end.weights.linears.at(name);
+      CHECK(executed.weak == q.weak);
+      CHECK(std::ranges::equal(executed.weight.values(), q.dequantize().values()));
+    }
+    // Without its weak columns, down has more error.
+    Recipe without = recipe;
+    without.forms.at("down").weak = {};
+    CHECK(error(end) < error(block.learn(scheme, 20, without)));
+  }
+}
+
 TEST_CASE("the paper's own way is another recipe") {
   Options o;
   o.method = "omniquant";

@@ -1,5 +1,6 @@
 /// The parts that learning is made of: straight-through quantizers, losses, AdamW.
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -83,6 +84,66 @@ TEST_CASE("with bounds apart, a clipped weight moves its own end alone, and othe
   CHECK(low_lower == doctest::Approx(low * *least * slope));
   const auto inside = [](int s) { return s == 0; };
   CHECK(gradients(Bounds::apart, inside) == gradients(Bounds::together, inside));
+}
+
+TEST_CASE("weak columns keep their weights in 16 bits, and have no part in what the others learn") {
+  ThreadPool pool(2);
+  constexpr int64_t kRows = 9, kCols = 80;
+  const std::vector<uint32_t> weak = {0, 31, 32, 79};
+  for (const char* scheme : {"w3a16", "w2*a16g32", "w4sa16"}) {
+    for (const bool bf16 : {false, true}) {
+      const std::string text = scheme;
+      CAPTURE(text);
+      CAPTURE(bf16);
+      const GridOptions options{.packing = packing_of(Scheme::parse(text)), .tuning = Tuning::mse};
+      Matrix w = random_matrix(kRows, kCols, 8), without = w;
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (const uint32_t k : weak) {
+          w(r, k) *= 50;  // which would be the range's end
+          without(r, k) = 0;
+        }
+      }
+      WeightQuantizer quantizer(kRows, kCols, options.packing), plain = quantizer;
+      quantizer.keep_weak(weak, bf16);
+      const std::vector<float> importance = normals(kCols, 4, 5);
+      const Clipping clipping = plain.searched(pool, without, options, importance);
+      const Clipping own = quantizer.searched(pool, w, options, importance);
+      CHECK(std::equal(own.upper.values().begin(), own.upper.values().end(),
+                       clipping.upper.values().begin()));
+      Matrix out(kRows, kCols), expected(kRows, kCols);
+      plain.forward(pool, without, clipping, expected);
+      quantizer.forward(pool, w, clipping, out);
+      Matrix d = random_matrix(kRows, kCols, 9), d_expected = d;
+      const Matrix dq = d;
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (const uint32_t k : weak) {
+          expected(r, k) = bf16 ? to_float(to_bf16(w(r, k))) : to_float(to_f16(w(r, k)));
+          d_expected(r, k) = 0;
+        }
+      }
+      CHECK(std::ranges::equal(out.values(), expected.values()));
+      Clipping slope(kRows, plain.groups(), 0), slope_expected = slope;
+      plain.backward(pool, without, clipping, d_expected, slope_expected, true);
+      quantizer.backward(pool, w, clipping, d, slope, true);
+      CHECK(std::ranges::equal(slope.upper.values(), slope_expected.upper.values()));
+      CHECK(std::ranges::equal(slope.lower.values(), slope_expected.lower.values()));
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (const uint32_t k : weak) d_expected(r, k) = dq(r, k);  // straight through
+      }
+      CHECK(std::ranges::equal(d.values(), d_expected.values()));
+      const QuantizedLinear q = quantizer.finish(w);
+      CHECK(q.weak == weak);
+      CHECK(q.packing.weak_bf16 == bf16);
+      CHECK(std::ranges::equal(q.dequantize().values(), out.values()));
+      (void)q.pack();  // which checks what a file holds
+    }
+  }
+  WeightQuantizer quantizer(kRows, kCols, {.bits = 3});
+  quantizer.keep_weak({5}, false);
+  Matrix w = random_matrix(kRows, kCols, 8), out(kRows, kCols);
+  w(4, 5) = 70000;
+  CHECK_THROWS_WITH_AS(quantizer.forward(pool, w, {}, out), doctest::Contains("row 4, column 5"),
+                       Error);
 }
 
 TEST_CASE("learned codes stand for the learned weights bit for bit") {

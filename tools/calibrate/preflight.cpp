@@ -91,33 +91,27 @@ Work learning_work(const Options& o) {
 
 /// Whether choices are judged by what the model predicts.
 bool judges(const Options& o, int64_t windows) {
-  return o.method == "auto" && o.target_bits == 0 && held_out_windows(windows) > 0;
+  return o.method == "auto" && held_out_windows(windows) > 0;
 }
 
-/// Both blocks are kept while each is learned or searched, with every candidate.
+/// Both blocks are kept while each is learned or searched, with their candidates.
 Work auto_work(const Options& o, int64_t blocks, int64_t linears, int64_t windows) {
   const AutoCandidates n = auto_candidates(o);
-  const double judged = judged_share(windows);
+  const AutoPasses passes = auto_passes(o, blocks, linears, windows);
   const double integers = o.scheme.activation_bits < 16 ? 1 : 0;
-  const auto both = double(n.plain + n.learned), mixed = double(n.learned + n.mixed);
   Work w = learning_work(o);
-  w.passes += 2 * (1 + integers) + judged * both;
+  w.passes += passes.before + passes.after;
   w.products = 2 * (1 + 2 * integers);
   w.matrices = 1 + 2 * integers;
-  if (o.target_bits > 0) {  // alone, together, and then one by one
-    w.passes += 1 + integers + judged * (mixed + double(linears) * (2 * mixed - 1));
-    w.products *= 1.5;
-  } else {
-    w.passes += judged * double(linears) * double(n.learned - 1);
-    w.passes += judging_passes(blocks, windows);
-    if (judges(o, windows)) {
-      w.heads += judged * 2 * 2;
-      w.tables += 1;
-    }
+  if (judges(o, windows)) {
+    w.heads += judged_share(windows) * 2 * 2;
+    w.tables += 1;
   }
   // A search runs on a copy; judging takes two, and what is behind them.
-  w.weight_bytes = std::max({w.weight_bytes + 4 * 2, 4 * (judges(o, windows) ? 6 : 4) + both,
-                             o.target_bits > 0 ? 4 * 4 + mixed : 0});
+  const double before = 4 * 3 + double(n.widths * n.plain);
+  const double learning = w.weight_bytes + 4 * 2 + double(n.plain);
+  const double after = 4 * (judges(o, windows) ? 6 : 4) + double(n.plain + n.learned);
+  w.weight_bytes = std::max({before, learning, after});
   return w;
 }
 

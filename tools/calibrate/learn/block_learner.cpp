@@ -71,7 +71,11 @@ BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recip
     folded_ = original_;
   }
   executed_ = original_;
-  for (auto& [name, l] : executed_.linears) l.input_bits = options_.scheme.activation_bits;
+  for (auto& [name, l] : executed_.linears) {
+    l.input_bits = options_.scheme.activation_bits;
+    const auto own = recipe_.forms.find(name);
+    if (own != recipe_.forms.end()) l.weak = own->second.weak;
+  }
   gradients_ = BlockGraph::of_shape(original_);
 }
 
@@ -152,14 +156,23 @@ void BlockLearner::start_shift(Pair& pair, const Pair::Use& columns) const {
   }
 }
 
+WeightQuantizer BlockLearner::quantizer(const std::string& name, const LinearWeights& l) const {
+  const auto own = recipe_.forms.find(name);
+  const bool usual = own == recipe_.forms.end();
+  const Packing packing =
+      usual ? packing_of(options_.scheme) : packing_of(options_.scheme, own->second.bits);
+  WeightQuantizer quantizer(l.out(), l.in(), packing, true, recipe_.bounds);
+  if (!usual) quantizer.keep_weak(own->second.weak, options_.weak_bf16);
+  return quantizer;
+}
+
 void BlockLearner::set_up(bool search) {
   const Learning& o = options_.learning;
-  const GridOptions grid{.packing = packing_of(options_.scheme), .tuning = options_.tuning};
   if (transforms()) transformation_->fold(job_.pool(), original_, folded_);
   for (const auto& [name, l] : base().linears) {
-    WeightQuantizer quantizer(l.out(), l.in(), packing_of(options_.scheme), true, recipe_.bounds);
-    const int64_t groups = quantizer.groups();
-    Learned learned{.quantizer = std::move(quantizer)};
+    Learned learned{.quantizer = quantizer(name, l)};
+    const int64_t groups = learned.quantizer.groups();
+    const GridOptions grid{.packing = learned.quantizer.packing(), .tuning = options_.tuning};
     if (o.clip) {
       learned.clipping =
           search ? learned.quantizer.searched(job_.pool(), l.weight, grid,
@@ -355,7 +368,9 @@ void BlockLearner::store() {
     const Matrix& w = source(name, learned);
     LinearReport report{.name = job_.full_name(name), .output_error = NAN};
     report.weight_error = relative_weight_error(w, executed_.linears.at(name).weight);
-    job_.store(name, learned.quantizer.finish(w), std::move(report));
+    QuantizedLinear q = learned.quantizer.finish(w);
+    report.weak_columns = int64_t(q.weak.size());
+    job_.store(name, std::move(q), std::move(report));
   }
   for (const Slot& s : slots()) {
     const auto cols = int64_t(s.values.size()) / s.rows;

@@ -17,6 +17,12 @@
 
 namespace oq::calibrate {
 
+/// How a linear is stored, where that is not for the scheme alone to say.
+struct Form {
+  int bits = 0;
+  std::vector<uint32_t> weak = {};  ///< columns, ascending
+};
+
 /// What is learned from, and what is learned beside clipping and transformation.
 struct Recipe {
   bool relative = true;  ///< errors count by the size of their token's target
@@ -29,6 +35,7 @@ struct Recipe {
   bool down = true;           ///< LET: up -> down
   bool predictions = true;    ///< the last block learns what the model predicts, not its output
   bool f16 = false;           ///< what was learned is applied in f16, step by step (f16_fold.h)
+  std::map<std::string, Form> forms = {};  ///< of linears that do not have the scheme's
 
   /// What all methods that learn have in common.
   static Recipe of(const Options& options);
@@ -84,6 +91,7 @@ class BlockLearner {
   double learn_from(int64_t first, int64_t end, double rates);
   double learn_window(int64_t window, double share);
   double towards(std::span<const float> target, double share);
+  WeightQuantizer quantizer(const std::string& name, const LinearWeights& l) const;
   const Matrix& source(const std::string& name, const Learned& learned) const;
   void store();
 

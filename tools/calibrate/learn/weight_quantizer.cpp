@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -50,6 +51,23 @@ WeightQuantizer::WeightQuantizer(int64_t rows, int64_t cols, const Packing& pack
   zeros_ = Matrix(rows, groups_);
 }
 
+void WeightQuantizer::keep_weak(std::vector<uint32_t> columns, bool bf16) {
+  weak_ = std::move(columns);
+  packing_.weak_bf16 = bf16;
+}
+
+/// A row's weights with 0, which every grid holds, in place of weak ones.
+const float* WeightQuantizer::live(std::span<const float> row, std::vector<float>& masked) const {
+  if (weak_.empty()) return row.data();
+  masked.assign(row.begin(), row.end());
+  for (const uint32_t k : weak_) masked[k] = 0;
+  return masked.data();
+}
+
+float WeightQuantizer::weak_weight(const Matrix& w, int64_t row, uint32_t column) const {
+  return weak_value(w(row, column), {.packing = packing_}, row, column);
+}
+
 WeightQuantizer::Range WeightQuantizer::range(const float* w, int64_t n) const {
   Range r{};
   kernels_.range(w, n, &r.least, &r.most);
@@ -95,10 +113,12 @@ Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w, const Grid
   Clipping start(rows_, groups_, Clipping::kStart);
   const int steps = groups_ == 1 ? options.row_steps : options.group_steps;
   pool.parallel_for(rows_, 4, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> masked;
     for (int64_t r = begin; r < end; ++r) {
+      const float* row = live(w.row(r), masked);
       for (int64_t g = 0; g < groups_; ++g) {
         const int64_t first = g * group_, n = std::min(group_, cols_ - first);
-        const auto group = w.row(r).subspan(size_t(first), size_t(n));
+        const std::span group(row + first, size_t(n));
         const auto counts =
             importance.empty() ? importance : importance.subspan(size_t(first), size_t(n));
         const Grid grid = fit_grid(group, options, steps, counts);
@@ -117,10 +137,12 @@ Clipping WeightQuantizer::searched(ThreadPool& pool, const Matrix& w, const Grid
 void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping,
                               Matrix& out) {
   pool.parallel_for(rows_, 8, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> masked;
     for (int64_t r = begin; r < end; ++r) {
+      const float* row = live(w.row(r), masked);
       for (int64_t g = 0; g < groups_; ++g) {
         const int64_t first = g * group_, n = std::min(group_, cols_ - first);
-        const float* from = w.row(r).data() + first;
+        const float* from = row + first;
         const Range range = this->range(from, n);
         if (std::isnan(range.least)) {
           throw Error({.what = "a weight is not finite",
@@ -136,6 +158,7 @@ void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping&
           quantize_group(grid, from, n, to);
         }
       }
+      for (const uint32_t k : weak_) out(r, k) = weak_weight(w, r, k);
     }
   });
 }
@@ -143,12 +166,16 @@ void WeightQuantizer::forward(ThreadPool& pool, const Matrix& w, const Clipping&
 void WeightQuantizer::backward(ThreadPool& pool, const Matrix& w, const Clipping& clipping,
                                Matrix& gradient, Clipping& d_clipping, bool to_weights) const {
   pool.parallel_for(rows_, 8, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> masked, d_weak(weak_.size());
     for (int64_t r = begin; r < end; ++r) {
+      const float* row = live(w.row(r), masked);
+      float* d = gradient.row(r).data();
+      for (size_t i = 0; i < weak_.size(); ++i) d_weak[i] = std::exchange(d[weak_[i]], 0.0f);
       for (int64_t g = 0; g < groups_; ++g) {
         const int64_t first = g * group_, n = std::min(group_, cols_ - first);
-        backward_group(r, g, w.row(r).data() + first, n, gradient.row(r).data() + first, clipping,
-                       d_clipping, to_weights);
+        backward_group(r, g, row + first, n, d + first, clipping, d_clipping, to_weights);
       }
+      for (size_t i = 0; i < weak_.size(); ++i) d[weak_[i]] = d_weak[i];
     }
   });
 }
@@ -201,12 +228,16 @@ QuantizedLinear WeightQuantizer::finish(const Matrix& w) const {
         std::all_of(zeros.begin(), zeros.end(), [&](float z) { return z >= 0 && z <= top; });
     packing.zero_mode = inside ? ZeroMode::code_width : ZeroMode::i16;
   }
-  QuantizedLinear q(rows_, cols_, packing, {});
+  QuantizedLinear q(rows_, cols_, packing, weak_);
   for (int64_t r = 0; r < rows_; ++r) {
     for (int64_t g = 0; g < groups_; ++g) q.grid(r, g) = {scales_(r, g), int(zeros_(r, g))};
     for (int64_t k = 0; k < cols_; ++k) {
       const GroupGrid grid = this->grid(r, int64_t(q.column_group[size_t(k)]));
       q.codes[size_t(r * cols_ + k)] = uint8_t(int(level(grid, w(r, k)) - grid.low));
+    }
+    for (size_t i = 0; i < weak_.size(); ++i) {
+      q.codes[size_t(r * cols_ + weak_[i])] = 0;
+      q.weak_weights[size_t(r) * weak_.size() + i] = weak_weight(w, r, weak_[i]);
     }
   }
   return q;

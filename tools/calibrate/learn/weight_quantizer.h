@@ -1,5 +1,8 @@
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "kernels/cpu/kernels.h"
 #include "tools/calibrate/learn/group_grid.h"
 #include "tools/calibrate/solver/quantized_linear.h"
@@ -45,6 +48,11 @@ class WeightQuantizer {
   /// weights makes. PRECOND: weights are f16's. `backward` is of fp32.
   void use_f16() { f16_ = true; }
 
+  /// From now on these columns, ascending, keep their weights in f16, or bf16, straight through:
+  /// they have no part in ranges. Before anything else is called.
+  void keep_weak(std::vector<uint32_t> columns, bool bf16);
+
+  const Packing& packing() const { return packing_; }
   int64_t groups() const { return groups_; }
   /// [rows][groups], of the last `forward`.
   const Matrix& scales() const { return scales_; }
@@ -56,7 +64,8 @@ class WeightQuantizer {
   Clipping searched(ThreadPool& pool, const Matrix& w, const GridOptions& options,
                     std::span<const float> importance = {}) const;
 
-  /// out = Q(w), [rows][cols]. Throws oq::Error naming the row whose weights are not finite.
+  /// out = Q(w), [rows][cols]. Throws oq::Error naming the row whose weights are not finite, and a
+  /// weak weight that does not fit its 16 bits.
   void forward(ThreadPool& pool, const Matrix& w, const Clipping& clipping, Matrix& out);
 
   /// Of the last `forward`: takes dQ in `gradient`, writes the gradients of `clipping`, and, with
@@ -73,6 +82,8 @@ class WeightQuantizer {
 
   /// Of an operation.
   float rounded(float v) const { return f16_ ? as_f16(v) : v; }
+  const float* live(std::span<const float> row, std::vector<float>& masked) const;
+  float weak_weight(const Matrix& w, int64_t row, uint32_t column) const;
   Range range(const float* w, int64_t n) const;
   float factor(const Matrix& logits, int64_t row, int64_t group) const;
   GroupGrid grid(int64_t row, int64_t group) const;
@@ -85,6 +96,7 @@ class WeightQuantizer {
   Packing packing_;
   bool stored_scales_, f16_ = false;
   Bounds bounds_;
+  std::vector<uint32_t> weak_;
   const cpu::Kernels& kernels_;
   Matrix scales_, zeros_;
 };

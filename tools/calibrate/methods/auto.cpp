@@ -13,12 +13,14 @@
 /// tried is better than what the search ends with. That does not make the model better: so it takes
 /// the place of learned codes only where the model's predictions come closer to those of full
 /// precision, too (OutputJudge), by more than a standard error. Of few windows none are held out,
-/// and the search has the last word, as it has within a budget.
+/// and the search has the last word.
 ///
-/// With --target-bits, linears have other widths as well. Each block may take its share of the
-/// bytes: what each linear costs at each width is measured with the rest of the block in full
-/// precision, taken as if errors added up (solver/allocation.h), and then searched as before,
-/// within the budget.
+/// With --target-bits, linears have widths of their own. Each block may take its share of the
+/// bytes, and buys widths first: what each linear costs at each width, errors made up for, is
+/// measured with the rest of the block in full precision and taken as if errors added up
+/// (solver/allocation.h). Learning and all that follows is at these widths. Weak columns, which
+/// --weak-columns asks for and a budget may pay for, are chosen then, too, and are no part of what
+/// learns.
 
 #include <algorithm>
 #include <cmath>
@@ -41,13 +43,14 @@ namespace oq::calibrate {
 namespace {
 
 constexpr int kFewerBits = 1, kMoreBits = 2;  ///< widths tried around the scheme's
-constexpr int64_t kWeakShare = 64;  ///< with --target-bits, one column of so many may be weak
+constexpr int64_t kWeakShare = 128;  ///< with --target-bits, one column of so many may be weak
 constexpr auto kFree = std::numeric_limits<uint64_t>::max();  ///< no budget
 
-/// With --target-bits, what linears may take.
+/// What linears may take.
 std::vector<int> widths(const Options& o) {
-  std::vector<int> all;
   const int bits = o.scheme.weight_bits;
+  if (o.target_bits == 0) return {bits};
+  std::vector<int> all;
   for (int b = std::max(2, bits - kFewerBits); b <= std::min(8, bits + kMoreBits); ++b) {
     all.push_back(b);
   }
@@ -55,10 +58,9 @@ std::vector<int> widths(const Options& o) {
 }
 
 /// How many weak columns a linear may have.
-std::vector<int64_t> weak_counts(const Options& o, int64_t cols) {
-  if (o.weak_columns > 0) return {0, std::min(o.weak_columns, cols)};
-  if (o.target_bits > 0) return {0, std::max<int64_t>(1, cols / kWeakShare)};
-  return {0};
+int64_t weak_count(const Options& o, int64_t cols) {
+  if (o.weak_columns > 0) return std::min(o.weak_columns, cols);
+  return o.target_bits > 0 ? std::max<int64_t>(1, cols / kWeakShare) : 0;
 }
 
 /// What is known of the inputs of a group of linears, as they are or as the scheme quantizes them.
@@ -90,7 +92,7 @@ class Auto final : public Method {
       const auto rows = uint64_t(spec.rows), cols = uint64_t(spec.cols);
       uint64_t narrowest = std::numeric_limits<uint64_t>::max();
       for (const int width : widths(options_)) {
-        const auto layout = PackedLayout::of(rows, cols, packing(options_, width));
+        const auto layout = PackedLayout::of(rows, cols, packing_of(options_.scheme, width));
         narrowest = std::min(narrowest, layout.bytes);
       }
       least += narrowest;
@@ -106,59 +108,75 @@ class Auto final : public Method {
   }
 
   void quantize(BlockJob& job) override {
-    const Options& o = job.options();
-    const double learning = learning_share(job);
+    const int64_t held_out = held_out_windows(job.all_windows());
+    const AutoPasses passes = auto_passes(job.options(), job.config().blocks,
+                                          int64_t(job.weights().linears.size()), job.all_windows());
+    const double learning = passes.before / passes.sum();
+    const double after = (passes.before + passes.learning) / passes.sum();
     job.part(0, learning);
-    Variant plain{job.weights()}, learned = learn(job);
-    job.hold_out(held_out_windows(job.all_windows()));
-    job.part(learning, 1);
+    job.hold_out(held_out);
+    auto [plain, forms] = compensated(job);
+    job.hold_out(0);
+    job.part(learning, after);
+    Variant learned = learn(job, plain.weights, std::move(forms));
+    job.hold_out(held_out);
+    job.part(after, 1);
     job.progress(0, "making up for errors");
-    add_compensated(job, plain, {o.scheme.weight_bits});
-    add_compensated(job, learned, {o.scheme.weight_bits});
-    job.part((1 + learning) / 2, 1);  // about half of what is left, then
+    add_compensated(job, learned);
+    job.part((1 + after) / 2, 1);  // about half of what is left, then
     Found found = search(job, plain, learned);
-    if (o.target_bits > 0) {
-      (found.variant == &plain ? learned : plain) = {};  // a block's memory and more
-      spend(job, found);
-    } else if (!found.choice.empty()) {
-      improve(job, found);
-      judge(job, learned, found);
-    }
     if (found.choice.empty()) {
       throw Error({.what = "every way to quantize the block leaves an output that is not finite",
                    .where = job.full_name("output"),
                    .hint = remedy("auto")});
     }
+    improve(job, found);
+    judge(job, learned, found);
     job.set_output_error(found.error);
     store(job, *found.variant, found.choice);
   }
 
  private:
-  /// Of a block's work, by passes of all windows: three a learned epoch, one for each choice.
-  static double learning_share(const BlockJob& job) {
-    const Options& o = job.options();
-    const AutoCandidates n = auto_candidates(o);
-    const double epochs = 3.0 * double(o.learning.epochs) + 1;
-    const double choices = double(n.plain + n.learned + n.mixed);
-    const double searched =
-        1 + judged_share(job.all_windows()) * (1 + double(job.weights().linears.size()));
-    const double judged =
-        o.target_bits > 0 ? 0 : judging_passes(job.config().blocks, job.all_windows());
-    return epochs / (epochs + choices * searched + judged);
+  using Forms = std::map<std::string, Form>;  ///< of linears
+
+  static Form form_of(const QuantizedLinear& q) { return {q.packing.bits, q.weak}; }
+
+  /// The block as it is, and the form that each linear is to have: with weak columns if they were
+  /// asked for, and of the scheme's width; or what the block buys. Of other widths nothing is kept.
+  std::pair<Variant, Forms> compensated(BlockJob& job) const {
+    Variant v{job.weights()};
+    job.progress(0, "making up for errors");
+    add_compensated(job, v);
+    job.progress(0.5, "comparing forms");
+    Choice bought;
+    if (options_.target_bits > 0) bought = BlockSearch(job, v, budget(job)).buy();
+    Forms forms;
+    for (auto& [name, candidates] : v.candidates) {
+      size_t chosen = bought.empty() ? 0 : bought.at(name);
+      for (size_t i = 0; bought.empty() && i < candidates.size(); ++i) {
+        if (!candidates[i].linear.weak.empty()) chosen = i;
+      }
+      const Form& form = forms[name] = form_of(candidates[chosen].linear);
+      std::erase_if(candidates,
+                    [&](const Candidate& c) { return c.linear.packing.bits != form.bits; });
+    }
+    return {std::move(v), std::move(forms)};
   }
 
   /// The block behind learned transformations, with its learned codes.
-  Variant learn(BlockJob& job) {
+  Variant learn(BlockJob& job, const BlockWeights& plain, Forms forms) {
     if (!graph_) {
       graph_ =
           std::make_unique<BlockGraph>(job.runner().file(), job.config(), job.tokens(), job.pool());
     }
-    Variant v{job.weights()};
+    job.weights() = plain;
+    Variant v{plain};
     const Learning& l = job.options().learning;
     const Scheme& scheme = job.options().scheme;
     const bool abq = scheme.activation_bits < 16 || scheme.five_levels;
     Recipe recipe = abq ? abq_recipe(job) : omniquant_recipe(job);
     recipe.f16 = false;  // errors are made up for in fp32
+    recipe.forms = std::move(forms);
     BlockLearner learner(job, *graph_, recipe);
     learner.run();
     if (l.transform) v.weights = learner.folded();
@@ -169,8 +187,9 @@ class Auto final : public Method {
     return v;
   }
 
-  /// Candidates with errors made up for, at so many bits each.
-  void add_compensated(BlockJob& job, Variant& v, const std::vector<int>& widths) const {
+  /// Candidates rounded and with errors made up for, in every form that they may have; where they
+  /// are learned already, in that.
+  static void add_compensated(BlockJob& job, Variant& v) {
     const bool integers = job.options().scheme.activation_bits < 16;
     job.weights() = v.weights;
     for (const std::vector<InputGroup>& batch : moment_batches(job, false)) {
@@ -181,10 +200,10 @@ class Auto final : public Method {
         Inputs on_grid{.moments = quantized[group.front()], .quantized = true};
         for (const std::string& name : group) {
           with_place(job.full_name(name), [&] {
-            for (int width : widths) {
-              add_rounded(job, v, name, width, inputs.moments);
-              add(job, v, name, width, inputs, inputs.moments);
-              if (integers) add(job, v, name, width, on_grid, inputs.moments);
+            for (const Form& form : forms_of(job, v, name, inputs.moments)) {
+              add_rounded(job, v, name, form, inputs.moments);
+              add(job, v, name, form, inputs, inputs.moments);
+              if (integers) add(job, v, name, form, on_grid, inputs.moments);
             }
           });
         }
@@ -192,8 +211,26 @@ class Auto final : public Method {
     }
   }
 
+  /// Weak columns are chosen as OWQ does.
+  static std::vector<Form> forms_of(BlockJob& job, const Variant& v, const std::string& name,
+                                    const Moments& seen) {
+    if (v.learned) return {form_of(v.candidates.at(name).front().linear)};
+    const Options& o = job.options();
+    const Matrix& w = v.weights.linears.at(name).weight;
+    const auto count = uint32_t(weak_count(o, w.cols()));
+    std::vector<Form> all;
+    for (const int width : widths(o)) {
+      all.push_back({.bits = width});
+      if (count == 0 || seen.windows == 0) continue;
+      const auto scores =
+          sensitivity(job.pool(), w, diagonal(seen.hessian), gptq_options(o, width).grid);
+      all.push_back({.bits = width, .weak = largest(scores, count)});
+    }
+    return all;
+  }
+
   static GptqOptions gptq_options(const Options& o, int width) {
-    GptqOptions options{.grid = {.packing = packing(o, width), .tuning = o.tuning},
+    GptqOptions options{.grid = {.packing = packing_of(o.scheme, width), .tuning = o.tuning},
                         .static_groups = o.static_groups};
     options.grid.packing.weak_bf16 = o.weak_bf16;
     return options;
@@ -215,48 +252,43 @@ class Auto final : public Method {
     v.candidates[name].push_back({std::move(how), std::move(q), std::move(report)});
   }
 
-  static void add_rounded(BlockJob& job, Variant& v, const std::string& name, int width,
+  static void add_rounded(BlockJob& job, Variant& v, const std::string& name, const Form& form,
                           const Moments& seen) {
     const Matrix& w = v.weights.linears.at(name).weight;
-    auto q = round_to_nearest(job.pool(), w, gptq_options(job.options(), width).grid);
+    auto q =
+        round_to_nearest(job.pool(), w, gptq_options(job.options(), form.bits).grid, form.weak);
     keep(job, v, name, "rounded", std::move(q), seen, 0);
   }
 
-  /// The candidates of a linear at one width with errors made up for; where `inputs` are quantized,
+  /// The candidates of a linear in one form with errors made up for; where `inputs` are quantized,
   /// from weights made for that.
-  static void add(BlockJob& job, Variant& v, const std::string& name, int width, Inputs& inputs,
-                  const Moments& seen) {
+  static void add(BlockJob& job, Variant& v, const std::string& name, const Form& form,
+                  Inputs& inputs, const Moments& seen) {
     if (seen.windows == 0) return;  // an expert that no token chose
-    const Options& o = job.options();
+    // Inputs of weak columns are no part of the range that the others are quantized in, but were
+    // of that which the moments saw.
+    if (inputs.quantized && !form.weak.empty()) return;
     const Matrix& w = v.weights.linears.at(name).weight;
-    const GptqOptions options = gptq_options(o, width);
+    const GptqOptions options = gptq_options(job.options(), form.bits);
     const char* how = inputs.quantized ? "reformulated" : "compensated";
-    for (const int64_t count : weak_counts(o, w.cols())) {
-      // Inputs of weak columns are no part of the range that the others are quantized in, but were
-      // of that which the moments saw.
-      if (inputs.quantized && count > 0) continue;
-      std::optional<InverseFactor> own;
-      if (count > 0) {
-        const auto scores =
-            sensitivity(job.pool(), w, diagonal(inputs.moments.hessian), options.grid);
-        own = factor_of(job, name, inputs.moments, largest(scores, uint32_t(count)));
-      } else if (!inputs.factor) {
-        inputs.factor = factor_of(job, name, inputs.moments, {});
-      }
-      const InverseFactor& factor = own ? *own : *inputs.factor;
-      std::optional<Matrix> start;
-      if (inputs.quantized) start = reformulate(job.pool(), w, inputs.moments.cross, factor);
-      const Matrix* from = start ? &*start : nullptr;
-      keep(job, v, name, how, gptq(job.pool(), w, factor, options, from).linear, seen, factor.damp);
-      if (!v.learned || width != o.scheme.weight_bits) continue;
-      const QuantizedLinear& grids = v.candidates.at(name).front().linear;
-      GptqOptions on_learned = options;
-      on_learned.grid.packing = grids.packing;
-      on_learned.grid.packing.weak_bf16 = o.weak_bf16;
-      on_learned.grids_of = &grids;
-      keep(job, v, name, std::string(how) + " on the learned grid",
-           gptq(job.pool(), w, factor, on_learned, from).linear, seen, factor.damp);
+    std::optional<InverseFactor> own;
+    if (!form.weak.empty()) {
+      own = factor_of(job, name, inputs.moments, form.weak);
+    } else if (!inputs.factor) {
+      inputs.factor = factor_of(job, name, inputs.moments, {});
     }
+    const InverseFactor& factor = own ? *own : *inputs.factor;
+    std::optional<Matrix> start;
+    if (inputs.quantized) start = reformulate(job.pool(), w, inputs.moments.cross, factor);
+    const Matrix* from = start ? &*start : nullptr;
+    keep(job, v, name, how, gptq(job.pool(), w, factor, options, from).linear, seen, factor.damp);
+    if (!v.learned) return;
+    const QuantizedLinear& grids = v.candidates.at(name).front().linear;
+    GptqOptions on_learned = options;
+    on_learned.grid.packing = grids.packing;
+    on_learned.grids_of = &grids;
+    keep(job, v, name, std::string(how) + " on the learned grid",
+         gptq(job.pool(), w, factor, on_learned, from).linear, seen, factor.damp);
   }
 
   static InverseFactor factor_of(BlockJob& job, const std::string& name, const Moments& moments,
@@ -267,22 +299,23 @@ class Auto final : public Method {
                   damping_of(job, name));
   }
 
-  static Packing packing(const Options& o, int width) {
-    Scheme s = o.scheme;
-    if (width != s.weight_bits) s.five_levels = false;
-    s.weight_bits = width;
-    return packing_of(s);
-  }
-
   uint64_t budget(uint64_t weights) const {
     return uint64_t(options_.target_bits * double(weights) / 8);
   }
 
+  /// Bytes that the block's linears may take.
+  uint64_t budget(const BlockJob& job) const {
+    if (options_.target_bits == 0) return kFree;
+    uint64_t weights = 0;
+    for (const auto& [name, l] : job.weights().linears) weights += uint64_t(l.out() * l.in());
+    return budget(weights);
+  }
+
   /// The better of both variants, by choices that treat every linear alike.
-  static Found search(BlockJob& job, Variant& plain, Variant& learned) {
+  Found search(BlockJob& job, Variant& plain, Variant& learned) const {
     Found found;
     for (Variant* v : {&plain, &learned}) {
-      BlockSearch search(job, *v, kFree);
+      BlockSearch search(job, *v, budget(job));
       search.start();
       if (found.variant != nullptr && !(search.least() < found.error)) continue;
       found = {v, search.best(), search.least()};
@@ -290,25 +323,9 @@ class Auto final : public Method {
     return found;
   }
 
-  static void improve(BlockJob& job, Found& found) {
-    BlockSearch search(job, *found.variant, kFree);
+  void improve(BlockJob& job, Found& found) const {
+    BlockSearch search(job, *found.variant, budget(job));
     search.start(found.choice, found.error);
-    search.improve();
-    found.choice = search.best();
-    found.error = search.least();
-  }
-
-  /// The best choice within the block's share of --target-bits.
-  void spend(BlockJob& job, Found& found) const {
-    Variant& v = *found.variant;
-    std::vector<int> others = widths(options_);
-    others.erase(std::find(others.begin(), others.end(), options_.scheme.weight_bits));
-    add_compensated(job, v, others);
-    uint64_t weights = 0;
-    for (const auto& [name, l] : v.weights.linears) weights += uint64_t(l.out() * l.in());
-    BlockSearch search(job, v, budget(weights));
-    search.start();
-    search.buy();
     search.improve();
     found.choice = search.best();
     found.error = search.least();
@@ -320,7 +337,8 @@ class Auto final : public Method {
     for (const auto& entry : learned.candidates) codes[entry.first] = 0;
     const bool same = found.variant == &learned && found.choice == codes;
     if (same || job.windows() == job.all_windows()) return;
-    BlockSearch usual(job, learned, kFree), other(job, *found.variant, kFree);
+    BlockSearch usual(job, learned, budget(job)), other(job, *found.variant, budget(job));
+    if (!usual.affords(codes)) return;
     const double error = usual.error(codes);
     if (!std::isfinite(error)) return;
     if (!judge_) judge_ = std::make_unique<OutputJudge>(job.runner());
@@ -353,10 +371,21 @@ class Auto final : public Method {
 
 AutoCandidates auto_candidates(const Options& o) {
   const int64_t reformulated = o.scheme.activation_bits < 16 ? 1 : 0;
-  const int64_t compensated = int64_t(weak_counts(o, kWeakShare).size()) + reformulated;
-  AutoCandidates n{.plain = 1 + compensated, .learned = 2 + 2 * compensated};
-  if (o.target_bits > 0) n.mixed = int64_t(widths(o).size() - 1) * n.plain;
-  return n;
+  const int64_t weak = weak_count(o, kWeakShare) > 0 ? 1 : 0;
+  return {.plain = 2 + 2 * weak + reformulated,
+          .learned = 4 + 2 * reformulated,
+          .widths = int64_t(widths(o).size())};
+}
+
+AutoPasses auto_passes(const Options& o, int64_t blocks, int64_t linears, int64_t windows) {
+  const AutoCandidates n = auto_candidates(o);
+  const double judged = judged_share(windows), moments = o.scheme.activation_bits < 16 ? 2 : 1;
+  const auto each = judged * double(linears);
+  AutoPasses p{.before = moments, .learning = 3.0 * double(o.learning.epochs) + 1};
+  if (o.target_bits > 0) p.before += each * double(n.widths * n.plain);
+  p.after = moments + judged * double(n.plain + n.learned) + each * double(n.learned - 1) +
+            judging_passes(blocks, windows);
+  return p;
 }
 
 std::unique_ptr<Method> make_auto(const Options& o) { return std::make_unique<Auto>(o); }

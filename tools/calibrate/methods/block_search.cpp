@@ -40,7 +40,7 @@ void BlockSearch::start(const Choice& best, double least) {
   least_ = least;
 }
 
-void BlockSearch::buy() {
+Choice BlockSearch::buy() {
   const int64_t first = job_.config().experts > 0 ? 0 : first_judged();
   std::vector<std::vector<Price>> items;
   for (const auto& [name, candidates] : variant_.candidates) set(name, nullptr);
@@ -57,7 +57,7 @@ void BlockSearch::buy() {
                  [&] { return allocate(items, budget_); });
   Choice choice;
   for (const auto& entry : variant_.candidates) choice[entry.first] = bought[choice.size()];
-  consider(choice);
+  return choice;
 }
 
 void BlockSearch::improve() {
@@ -75,10 +75,10 @@ void BlockSearch::improve() {
   }
 }
 
-uint64_t BlockSearch::bytes(const Choice& choice) const {
+bool BlockSearch::affords(const Choice& choice) const {
   uint64_t sum = 0;
   for (const auto& [name, index] : choice) sum += variant_.candidates.at(name)[index].bytes();
-  return sum;
+  return sum <= budget_;
 }
 
 const BlockWeights& BlockSearch::executed(const Choice& choice) {
@@ -92,7 +92,7 @@ double BlockSearch::error(const Choice& choice) {
 }
 
 void BlockSearch::consider(const Choice& choice) {
-  if (bytes(choice) > budget_) return;
+  if (!affords(choice)) return;
   const double e = error(choice);
   if (!(e < least_)) return;
   least_ = e;

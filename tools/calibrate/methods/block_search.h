@@ -45,20 +45,21 @@ class BlockSearch {
   /// What the budget buys, by the error of each candidate alone. Experts are priced on all windows:
   /// one that no token held out chose would seem to cost nothing at any width. Throws oq::Error
   /// where it buys nothing.
-  void buy();
+  Choice buy();
   /// Linear by linear, whatever candidate leaves less error than the one before.
   void improve();
 
   /// Empty: no choice so far kept to the budget and left a finite output.
   const Choice& best() const { return best_; }
   double least() const { return least_; }
+  /// Whether a choice keeps to the budget.
+  bool affords(const Choice& choice) const;
   /// The block with a choice, as it would be executed, until the search goes on.
   const BlockWeights& executed(const Choice& choice);
   /// And the error of its output.
   double error(const Choice& choice);
 
  private:
-  uint64_t bytes(const Choice& choice) const;
   void consider(const Choice& choice);
   void set(const std::string& name, const Candidate* candidate);
   int64_t first_judged() const;

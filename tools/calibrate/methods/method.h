@@ -41,12 +41,19 @@ bool reads(std::string_view method, std::string_view flag);
 std::string remedy(std::string_view method);
 
 /// Candidates of one linear that `auto` compares, each of a byte a weight: of the block as it is
-/// and of the learned one at the scheme's width, and of the better of them at the other widths of
-/// --target-bits. An expert that saw no token has fewer.
+/// and of the learned one. With --target-bits, those of the block as it is are made at so many
+/// widths, and kept at one. An expert that saw no token has fewer.
 struct AutoCandidates {
-  int64_t plain = 0, learned = 0, mixed = 0;
+  int64_t plain = 0, learned = 0, widths = 1;
 };
 AutoCandidates auto_candidates(const Options& options);
+
+/// What `auto` does to a block, in passes of all windows: before it learns, then, and behind that.
+struct AutoPasses {
+  double before = 0, learning = 0, after = 0;
+  double sum() const { return before + learning + after; }
+};
+AutoPasses auto_passes(const Options& options, int64_t blocks, int64_t linears, int64_t windows);
 
 std::unique_ptr<Method> make_rounding(const Options& options);
 std::unique_ptr<Method> make_hessian_method(const Options& options);
