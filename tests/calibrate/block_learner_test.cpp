@@ -115,6 +115,11 @@ TEST_CASE("linears learn in forms of their own") {
   for (const char* scheme : {"w3a16", "w3a8"}) {
     FirstBlock block(test::tiny_config());
     block.options.learning.transform = true;
+    Matrix& down = block.weights.linears.at("down").weight;
+    for (const int64_t weak : {3, 17}) {
+      for (int64_t r = 0; r < down.rows(); ++r) down(r, weak) *= 8;
+    }
+    block.aim();
     const Recipe recipe{
         .forms = {{"q", {.bits = 5, .weak = {}}}, {"down", {.bits = 2, .weak = {3, 17}}}}};
     const auto error = [&](const FirstBlock::Outcome& o) {

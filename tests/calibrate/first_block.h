@@ -41,14 +41,19 @@ struct FirstBlock {
       }
     }
     runner->embed(windows, hidden->data());
-    runner->embed(windows, targets->data());
     weights = calibrate::BlockWeights::load(*file, config, 0);
-    for (int64_t w = 0; w < count; ++w) {
-      runner->forward(weights, {}, targets->window(w).data(), kTokens);
-    }
+    aim();
     options.method = "omniquant";
     options.output = dir / "out.oq";
     options.tuning = calibrate::Tuning::mse;
+  }
+
+  /// Sets the targets to what the weights, as they stand, make of the hidden states.
+  void aim() {
+    runner->embed(windows, targets->data());
+    for (size_t w = 0; w < windows.size(); ++w) {
+      runner->forward(weights, {}, targets->window(static_cast<int64_t>(w)).data(), kTokens);
+    }
   }
 
   calibrate::BlockJob job(const calibrate::BlockParameters* given = nullptr) {
