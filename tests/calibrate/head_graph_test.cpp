@@ -113,8 +113,11 @@ TEST_CASE("the last block learns what the model predicts, others learn their out
   CHECK(learn(config, {}, 3).divergence == learn(config, outputs, 3).divergence);
   config.blocks = 1;
   const double start = learn(config, {}, 0).divergence;
-  const Learned learned = learn(config, {}, 20);
+  // After 20 steps it is 0.94 to 0.96 of what outputs learn, by the ISA's sums; after 80, 0.79 to
+  // 0.81.
+  constexpr int64_t kEpochs = 80;
+  const Learned learned = learn(config, {}, kEpochs);
   CHECK(learned.first_loss == doctest::Approx(start).epsilon(1e-4));
   CHECK(learned.divergence < 0.9 * start);
-  CHECK(learned.divergence < 0.95 * learn(config, outputs, 20).divergence);
+  CHECK(learned.divergence < 0.95 * learn(config, outputs, kEpochs).divergence);
 }
