@@ -73,8 +73,7 @@ BlockLearner::BlockLearner(BlockJob& job, BlockGraph& graph, const Recipe& recip
   executed_ = original_;
   for (auto& [name, l] : executed_.linears) {
     l.input_bits = options_.scheme.activation_bits;
-    const auto own = recipe_.forms.find(name);
-    if (own != recipe_.forms.end()) l.weak = own->second.weak;
+    l.weak = form(name).weak;
   }
   gradients_ = BlockGraph::of_shape(original_);
 }
@@ -156,13 +155,16 @@ void BlockLearner::start_shift(Pair& pair, const Pair::Use& columns) const {
   }
 }
 
-WeightQuantizer BlockLearner::quantizer(const std::string& name, const LinearWeights& l) const {
+Form BlockLearner::form(const std::string& name) const {
   const auto own = recipe_.forms.find(name);
-  const bool usual = own == recipe_.forms.end();
-  const Packing packing =
-      usual ? packing_of(options_.scheme) : packing_of(options_.scheme, own->second.bits);
-  WeightQuantizer quantizer(l.out(), l.in(), packing, true, recipe_.bounds);
-  if (!usual) quantizer.keep_weak(own->second.weak, options_.weak_bf16);
+  return own != recipe_.forms.end() ? own->second : Form{.bits = options_.scheme.weight_bits};
+}
+
+WeightQuantizer BlockLearner::quantizer(const std::string& name, const LinearWeights& l) const {
+  const Form f = form(name);
+  WeightQuantizer quantizer(l.out(), l.in(), packing_of(options_.scheme, f.bits), true,
+                            recipe_.bounds);
+  quantizer.keep_weak(f.weak, options_.weak_bf16);
   return quantizer;
 }
 

@@ -91,6 +91,7 @@ class BlockLearner {
   double learn_from(int64_t first, int64_t end, double rates);
   double learn_window(int64_t window, double share);
   double towards(std::span<const float> target, double share);
+  Form form(const std::string& name) const;
   WeightQuantizer quantizer(const std::string& name, const LinearWeights& l) const;
   const Matrix& source(const std::string& name, const Learned& learned) const;
   void store();

@@ -152,11 +152,9 @@ class Auto final : public Method {
     if (options_.target_bits > 0) bought = BlockSearch(job, v, budget(job)).buy();
     Forms forms;
     for (auto& [name, candidates] : v.candidates) {
-      size_t chosen = bought.empty() ? 0 : bought.at(name);
-      for (size_t i = 0; bought.empty() && i < candidates.size(); ++i) {
-        if (!candidates[i].linear.weak.empty()) chosen = i;
-      }
-      const Form& form = forms[name] = form_of(candidates[chosen].linear);
+      const Candidate& chosen =  // of those without a price, weak columns come last
+          bought.empty() ? candidates.back() : candidates[bought.at(name)];
+      const Form& form = forms[name] = form_of(chosen.linear);
       std::erase_if(candidates,
                     [&](const Candidate& c) { return c.linear.packing.bits != form.bits; });
     }
